@@ -1,0 +1,133 @@
+//! The register file that a stub loads and stores: its memory layout *is* the stub ABI.
+
+use core::fmt;
+
+/// The fifteen general-purpose registers that a port-I/O instruction can have in view, and the flags it left.
+///
+/// Sixteen 64-bit words, 128 bytes, aligned to a cache line; the stubs address them by offset, so the order is part of
+/// the ABI: RAX, RBX, RCX, RDX, RSI, RDI, RBP, R8 … R15, RFLAGS.
+///
+/// There is no RSP: the host's stack stays in place while guest registers are live, so that signals and interrupts
+/// have somewhere safe to land.
+///
+/// `rflags` is output only. It receives RFLAGS as the I/O left them (some SMM handlers report failure in CF) and is
+/// never loaded: a guest must not be able to clear the host's IF or set its TF. At the instant of the I/O the status
+/// flags have a fixed state, [`Gprs::FLAGS_AT_IO`], so that a caller can tell what the firmware changed.
+///
+/// ```
+/// use ioemul::Gprs;
+/// let gprs = Gprs { rax: 0x85, rdx: 0xcd4, ..Gprs::default() };
+/// assert_eq!(core::mem::size_of_val(&gprs), 128);
+/// assert_eq!(gprs.rdx, 0xcd4);
+/// ```
+#[allow(missing_docs)] // the fields are the registers they are named after
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(C, align(64))]
+#[doc(alias("cpu_user_regs", "pt_regs", "register file"))]
+pub struct Gprs {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    /// RFLAGS as the I/O instruction left them. Written, never loaded.
+    pub rflags: u64,
+}
+
+const _: () = assert!(size_of::<Gprs>() == 128 && align_of::<Gprs>() == 64);
+
+impl Gprs {
+    /// CF, PF, AF, ZF, SF and OF: the bits of RFLAGS that arithmetic writes (SDM vol. 1, 3.4.3.1).
+    pub const STATUS_FLAGS: u64 = Self::CF | 0x0004 | 0x0010 | 0x0040 | 0x0080 | 0x0800;
+
+    /// The carry flag, in which Dell's SMM handlers (and others) report failure.
+    pub const CF: u64 = 0x0001;
+
+    /// The status flags (those in [`Self::STATUS_FLAGS`]) as every stub sets them just before the I/O: ZF and PF set,
+    /// the others clear.
+    pub const FLAGS_AT_IO: u64 = 0x0044;
+
+    /// Names of the sixteen words, in memory order.
+    pub const NAMES: [&'static str; 16] = [
+        "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rflags",
+    ];
+
+    /// The sixteen words in memory order, as named by [`Self::NAMES`].
+    pub const fn to_words(self) -> [u64; 16] {
+        [
+            self.rax,
+            self.rbx,
+            self.rcx,
+            self.rdx,
+            self.rsi,
+            self.rdi,
+            self.rbp,
+            self.r8,
+            self.r9,
+            self.r10,
+            self.r11,
+            self.r12,
+            self.r13,
+            self.r14,
+            self.r15,
+            self.rflags,
+        ]
+    }
+
+    /// The inverse of [`Self::to_words`].
+    pub const fn from_words(w: [u64; 16]) -> Self {
+        Self {
+            rax: w[0],
+            rbx: w[1],
+            rcx: w[2],
+            rdx: w[3],
+            rsi: w[4],
+            rdi: w[5],
+            rbp: w[6],
+            r8: w[7],
+            r9: w[8],
+            r10: w[9],
+            r11: w[10],
+            r12: w[11],
+            r13: w[12],
+            r14: w[13],
+            r15: w[14],
+            rflags: w[15],
+        }
+    }
+}
+
+impl fmt::Debug for Gprs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut s = f.debug_struct("Gprs");
+        for (name, word) in Self::NAMES.iter().zip(self.to_words()) {
+            s.field(name, &format_args!("{word:#x}"));
+        }
+        s.finish()
+    }
+}
+
+impl fmt::Display for Gprs {
+    /// Four lines of four registers, sixteen hexadecimal digits each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (name, word)) in Self::NAMES.iter().zip(self.to_words()).enumerate() {
+            let separator = match i {
+                0 => "",
+                _ if i % 4 == 0 => "\n",
+                _ => "  ",
+            };
+            write!(f, "{separator}{name:>6}={word:016x}")?;
+        }
+        Ok(())
+    }
+}
