@@ -127,9 +127,20 @@ impl IoInsn {
         base | out << 1 | wide
     }
 
+    /// The instruction in its shortest encoding: the bytes, of which the first so many count.
+    pub const fn encode(self) -> ([u8; 3], usize) {
+        let opcode = self.opcode();
+        match (self.width, self.port) {
+            (Width::Word, PortOperand::Imm8(port)) => ([0x66, opcode, port], 3),
+            (Width::Word, PortOperand::Dx) => ([0x66, opcode, 0], 2),
+            (_, PortOperand::Imm8(port)) => ([opcode, port, 0], 2),
+            (_, PortOperand::Dx) => ([opcode, 0, 0], 1),
+        }
+    }
+
     /// The instruction as the stubs hold it: always three bytes, `90` or (16-bit) `66`, the opcode, and the port or
     /// `90`.
-    pub const fn encode(self) -> [u8; 3] {
+    pub const fn encode_padded(self) -> [u8; 3] {
         let prefix = match self.width {
             Width::Word => 0x66,
             _ => 0x90,

@@ -10,5 +10,20 @@ compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 t
 mod gprs;
 mod insn;
 
+mod arena;
+mod helpers;
+mod layout;
+mod payload;
+mod quirk_table;
+mod sink;
+mod slot;
+
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
+
+pub use arena::Fixup;
+pub use layout::Layout;
+pub use payload::Payload;
+pub use quirk_table::{DmiMatch, PROLIANT_POLL_LIMIT, Quirk, Ring};
+pub use sink::CodeSink;
+pub use slot::{CodeTable, EmitError, Helpers, SlotOptions, emit_stub, emit_stub_with, stub_fixup};

@@ -1,0 +1,109 @@
+//! A whole table of stubs in one piece of memory, and the way from an address in it to the place where a fault resumes.
+//!
+//! ```text
+//!   helpers | padding | stub 0 | padding | stub 1 | … | stub 1541 | quirk stub 0 | padding | …
+//!                     └── stride ────────┘
+//! ```
+//!
+//! The stubs without a quirk all have one shape, so that a form's stub is found by multiplication.
+
+use crate::helpers::emit_helpers;
+use crate::layout::{StubShape, StubStyle, emit_stub};
+use crate::{CodeSink, Gprs, IoInsn, Layout, Quirk};
+
+/// Stubs start on this boundary: a fetch block of the front end.
+const ALIGN: usize = 16;
+
+/// Where everything is in an emitted table, as offsets from its first byte.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arena {
+    layout: Layout,
+    /// The epilogue that stubs without one of their own share.
+    helper_epilogue: Option<usize>,
+    first: usize,
+    stride: usize,
+    shape: StubShape,
+    /// End of the last stub, quirks included.
+    pub len: usize,
+}
+
+/// The stub of a quirk, behind the plain ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QuirkStub {
+    pub quirk: Quirk,
+    pub at: usize,
+    pub shape: StubShape,
+}
+
+/// Where execution resumes after a fault in a stub's I/O, for a host's exception table.
+///
+/// Control goes on at the stub's own epilogue, with the register file in memory as it was given: set RIP to `resume`, add
+/// `rsp_adjust` to RSP, and RAX to anything that the caller can tell from the 0 which a stub returns otherwise. No frame
+/// is popped by hand and a shadow stack stays in step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fixup {
+    /// The address to go on at.
+    pub resume: u64,
+    /// Bytes to add to RSP: what the I/O sequence had pushed.
+    pub rsp_adjust: u8,
+}
+
+impl Arena {
+    /// Emits helpers, every plain stub, and a stub for each quirk, which is handed to `placed`.
+    pub fn emit<S: CodeSink>(ops: &mut S, style: &StubStyle, quirks: &[Quirk], mut placed: impl FnMut(QuirkStub)) -> Self {
+        let origin = ops.offset();
+        let helper_epilogue = emit_helpers(ops, style.layout, style.returns).map(|at| at - origin);
+        #[cfg(feature = "std")]
+        if style.backend == crate::layout::Backend::Bus {
+            crate::bus::emit_bridge(ops);
+        }
+        pad(ops, origin);
+        let first = ops.offset() - origin;
+        let mut shape = StubShape::default();
+        for insn in IoInsn::all() {
+            shape = emit_stub(ops, style, insn, None);
+            pad(ops, origin);
+        }
+        let stride = shape.len.next_multiple_of(ALIGN);
+        for &quirk in quirks {
+            let at = ops.offset() - origin;
+            let shape = emit_stub(ops, style, IoInsn::in_dx(crate::Width::Byte), Some(&quirk));
+            pad(ops, origin);
+            placed(QuirkStub { quirk, at, shape });
+        }
+        Self { layout: style.layout, helper_epilogue, first, stride, shape, len: ops.offset() - origin }
+    }
+
+    /// First byte and length of a plain stub.
+    #[inline]
+    pub fn plain(&self, insn: IoInsn) -> (usize, usize) {
+        (self.first + insn.index() * self.stride, self.shape.len)
+    }
+
+    /// Where a fault at the instruction `offset` bytes into the table resumes (an offset again), and by how much RSP is
+    /// raised there. `None`: there is no I/O instruction there.
+    pub fn fixup(&self, quirks: &[QuirkStub], offset: usize) -> Option<(usize, u8)> {
+        let past = offset.checked_sub(self.first)?;
+        let (at, shape) = if past < IoInsn::COUNT * self.stride {
+            (offset - past % self.stride, &self.shape)
+        } else {
+            let stub = quirks.iter().rfind(|stub| stub.at <= offset)?;
+            (stub.at, &stub.shape)
+        };
+        let rsp_adjust = shape.rsp_adjust(self.layout, offset - at)?;
+        let resume = shape.epilogue.map(|epilogue| at + epilogue).or(self.helper_epilogue)?;
+        Some((resume, rsp_adjust))
+    }
+}
+
+/// The first quirk that takes the access.
+#[inline]
+pub(crate) fn resolve<'q>(quirks: &'q [QuirkStub], insn: IoInsn, gprs: &Gprs) -> Option<&'q QuirkStub> {
+    quirks.iter().find(|stub| stub.quirk.applies(insn, gprs))
+}
+
+/// INT3 up to the next boundary.
+fn pad<S: CodeSink>(ops: &mut S, origin: usize) {
+    let len = (ops.offset() - origin).next_multiple_of(ALIGN) - (ops.offset() - origin);
+    ops.extend(&[0xcc; ALIGN][..len]);
+}

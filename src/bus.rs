@@ -1,0 +1,272 @@
+//! Device models in place of the hardware, behind the same stubs.
+//!
+//! On a bus, the I/O instruction in a stub is replaced by a call. Everything else stays: the layout, the loads and
+//! saves, the quirk payloads. The guest's registers really are in the CPU when the device is reached, and what the device
+//! writes to them really is loaded again.
+//!
+//! ```text
+//!  stub                          bridge (helpers.rs)             here
+//!  ────────────────────          ────────────────────────        ─────────────────────────────
+//!  load guest registers
+//!  push description      ──▶     registers → frame.gprs   ──▶    access(): bus, device, merge
+//!  call bus_access               registers ← frame.gprs   ◀──
+//!  lea rsp, [rsp + 8]    ◀──
+//!  save guest registers
+//! ```
+#![allow(unsafe_code)] // runs stubs, and is called back from them with a pointer
+
+use core::any::Any;
+use core::mem::offset_of;
+use core::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use dynasm::dynasm;
+
+use crate::{CodeSink, Direction, Error, Gprs, IoInsn, PortOperand, Stub, Width, helpers};
+
+/// One access to a port, as a device sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortAccess {
+    /// The first port of the access.
+    pub port: u16,
+    /// How many bytes it covers.
+    pub width: Width,
+    /// IN or OUT.
+    pub direction: Direction,
+}
+
+/// A device model.
+///
+/// `gprs` is the whole mailbox: all fifteen registers at the instant of the access. A device may read and change every
+/// one of them, and the status flags in `rflags`; most leave it alone.
+pub trait PortDevice: Send {
+    /// Answers an IN. The result goes to AL, AX or EAX afterwards, over whatever the device wrote to `gprs.rax`.
+    fn port_in(&mut self, access: PortAccess, gprs: &mut Gprs) -> u32;
+
+    /// Takes an OUT of `value`: AL, AX or EAX, the bits above the width clear.
+    fn port_out(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs);
+}
+
+/// Ports with device models behind them.
+///
+/// An access goes to the device that claims all its ports; one that no device claims whole is split into bytes, as an ISA
+/// bus does. A byte that nobody claims reads as 0xFF, and a write to it is lost.
+///
+/// ```
+/// use ioemul::{Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
+///
+/// /// Answers with the register that an OUT never shows: RBX.
+/// struct Mailbox;
+/// impl PortDevice for Mailbox {
+///     fn port_in(&mut self, _: PortAccess, gprs: &mut Gprs) -> u32 {
+///         gprs.rcx = !gprs.rbx;
+///         0x42
+///     }
+///     fn port_out(&mut self, _: PortAccess, _: u32, _: &mut Gprs) {}
+/// }
+///
+/// let mut bus = SoftwareBus::new();
+/// bus.attach(0xb2..=0xb2, Mailbox)?;
+/// let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(bus).build()?;
+/// let mut gprs = Gprs { rbx: 7, ..Gprs::default() };
+/// emulator.execute(IoInsn::in_imm8(Width::Byte, 0xb2), &mut gprs)?;
+/// assert_eq!((gprs.rax, gprs.rcx), (0x42, !7));
+/// # Ok::<(), ioemul::Error>(())
+/// ```
+#[derive(Default)]
+pub struct SoftwareBus {
+    /// In the order of their ports; no two overlap.
+    claims: Vec<Claim>,
+}
+
+struct Claim {
+    first: u16,
+    last: u16,
+    device: Box<dyn PortDevice>,
+}
+
+impl SoftwareBus {
+    /// A bus with nothing on it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts a device behind `ports`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PortsTaken`] when another device has one of them, [`Error::NoPorts`] for an empty range.
+    pub fn attach(&mut self, ports: RangeInclusive<u16>, device: impl PortDevice + 'static) -> Result<(), Error> {
+        let (first, last) = (*ports.start(), *ports.end());
+        if first > last {
+            return Err(Error::NoPorts { ports });
+        }
+        let at = self.claims.partition_point(|claim| claim.last < first);
+        match self.claims.get(at) {
+            Some(claim) if claim.first <= last => Err(Error::PortsTaken { ports, by: claim.first..=claim.last }),
+            _ => {
+                self.claims.insert(at, Claim { first, last, device: Box::new(device) });
+                Ok(())
+            }
+        }
+    }
+
+    /// The device that claims `port`.
+    #[inline]
+    fn claim(&mut self, port: u16) -> Option<&mut Claim> {
+        let at = self.claims.partition_point(|claim| claim.last < port);
+        self.claims.get_mut(at).filter(|claim| claim.first <= port)
+    }
+
+    /// Makes an access, RAX included: what a stub's I/O instruction does on this bus.
+    #[inline]
+    fn access(&mut self, insn: IoInsn, gprs: &mut Gprs) {
+        let IoInsn { direction, width, .. } = insn;
+        let access = PortAccess { port: insn.port(gprs), width, direction };
+        let last = access.port.checked_add(u16::from(width.bytes()) - 1);
+        let value = gprs.rax as u32 & width.mask();
+        let input = match self.claim(access.port) {
+            Some(claim) if last.is_some_and(|last| last <= claim.last) => claim.perform(access, value, gprs),
+            _ => self.access_bytes(access, value, gprs),
+        };
+        if direction == Direction::In {
+            gprs.rax = width.merge(gprs.rax, input);
+        }
+    }
+
+    /// Byte by byte. The ports of an access do not wrap past 0xFFFF: nobody claims what would be beyond.
+    #[cold]
+    fn access_bytes(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> u32 {
+        let mut input = 0;
+        for byte in 0..u16::from(access.width.bytes()) {
+            let answer = match access.port.checked_add(byte) {
+                Some(port) => match self.claim(port) {
+                    Some(claim) => {
+                        let access = PortAccess { port, width: Width::Byte, ..access };
+                        claim.perform(access, value >> (8 * byte) & 0xff, gprs)
+                    }
+                    None => 0xff,
+                },
+                None => 0xff,
+            };
+            input |= (answer & 0xff) << (8 * byte);
+        }
+        input
+    }
+}
+
+impl Claim {
+    fn perform(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> u32 {
+        match access.direction {
+            Direction::In => self.device.port_in(access, gprs),
+            Direction::Out => {
+                self.device.port_out(access, value, gprs);
+                0
+            }
+        }
+    }
+}
+
+impl core::fmt::Debug for SoftwareBus {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.claims.iter().map(|claim| format_args!("{:#06x}..={:#06x}", claim.first, claim.last).to_string())).finish()
+    }
+}
+
+/// What a stub of a bus table works on: the register file that it loads and saves, and behind it the way back to Rust.
+#[repr(C)]
+struct BusFrame<'b> {
+    gprs: Gprs,
+    /// Called by the bridge.
+    access: extern "sysv64" fn(*mut BusFrame<'_>, u32),
+    bus: &'b mut SoftwareBus,
+    /// A device's panic, on its way around the stub.
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+/// Runs a stub of a bus table. A panic of a device model goes on here, the registers as they were.
+///
+/// # Safety
+///
+/// `stub` is of a table built with `StubTableBuilder::bus`.
+pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, gprs: &mut Gprs) -> Result<(), Error> {
+    let mut frame = BusFrame { gprs: *gprs, access, bus, panic: None };
+    // SAFETY: the stub accesses no hardware, and gets what it expects behind the register file.
+    unsafe { stub.call((&raw mut frame).cast()) }?;
+    match frame.panic {
+        None => {
+            *gprs = frame.gprs;
+            Ok(())
+        }
+        Some(panic) => resume_unwind(panic),
+    }
+}
+
+/// Where the bridge arrives. A panic cannot unwind through a stub: it is kept, the access does nothing, and those that
+/// may follow in a quirk's payload do nothing either.
+extern "sysv64" fn access(frame: *mut BusFrame<'_>, description: u32) {
+    // SAFETY: the bridge passes the frame that `run` made; nobody else uses it meanwhile.
+    let frame = unsafe { &mut *frame };
+    if frame.panic.is_none() {
+        let BusFrame { gprs, bus, .. } = frame;
+        frame.panic = catch_unwind(AssertUnwindSafe(|| bus.access(describe::decode(description), gprs))).err();
+    }
+}
+
+/// Emits what stands for an I/O instruction in a stub of a bus table. The register file's address is `depth` bytes up the
+/// stack. Leaves the flags alone.
+pub(crate) fn emit_access(ops: &mut dyn CodeSink, insn: IoInsn, depth: u8) {
+    let description = describe::encode(insn, depth);
+    dynasm!(ops ; .arch x64
+        ; push DWORD description
+        ; call ->bus_access
+        ; lea rsp, [BYTE rsp + 8]
+    );
+}
+
+/// Emits the bridge between [`emit_access`] and [`access`].
+pub(crate) fn emit_bridge<S: CodeSink>(ops: &mut S) {
+    helpers::emit_bus_access(ops, offset_of!(BusFrame<'_>, access) as i32, describe::DEPTH_BYTE);
+}
+
+/// The description of an access that a stub pushes, 32 bits: the instruction, and how far up the stack the register
+/// file's address is.
+mod describe {
+    use super::{Direction, IoInsn, PortOperand, Width};
+
+    /// Which byte of the description holds the depth.
+    pub const DEPTH_BYTE: i8 = 2;
+    const DX: u32 = 1 << 8;
+    const OUT: u32 = 1 << 9;
+    const WORD: u32 = 1 << 10;
+    const DWORD: u32 = 1 << 11;
+
+    pub const fn encode(insn: IoInsn, depth: u8) -> i32 {
+        let port = match insn.port {
+            PortOperand::Imm8(port) => port as u32,
+            PortOperand::Dx => DX,
+        };
+        let direction = match insn.direction {
+            Direction::In => 0,
+            Direction::Out => OUT,
+        };
+        let width = match insn.width {
+            Width::Byte => 0,
+            Width::Word => WORD,
+            Width::Dword => DWORD,
+        };
+        (port | direction | width | (depth as u32) << 16) as i32
+    }
+
+    #[inline]
+    pub const fn decode(description: u32) -> IoInsn {
+        let direction = if description & OUT != 0 { Direction::Out } else { Direction::In };
+        let width = match description & (WORD | DWORD) {
+            0 => Width::Byte,
+            WORD => Width::Word,
+            _ => Width::Dword,
+        };
+        let port = if description & DX != 0 { PortOperand::Dx } else { PortOperand::Imm8(description as u8) };
+        IoInsn { direction, width, port }
+    }
+}

@@ -1,0 +1,246 @@
+//! The code that switches between host and guest registers, shared by all stubs of a layout.
+//!
+//! A stub is called as `extern "sysv64" fn(*mut Gprs)`. Its stack, in every layout, while guest registers are live:
+//!
+//! ```text
+//!             ┌───────────────────────────────┐
+//!             │ return address (the caller's) │ ← RSP at entry
+//!  push rbx   ├───────────────────────────────┤
+//!  push rbp   │ the registers that the psABI  │
+//!  push r12   │ makes the callee save         │
+//!     …       │                               │
+//!  push r15   ├───────────────────────────────┤
+//!  push rdi   │ Gprs pointer                  │ ← RSP at the I/O: no guest register is the host's,
+//!             └───────────────────────────────┘   so the way back hangs on RSP alone
+//! ```
+//!
+//! (`Rop` has one word more, the address of `guest_to_host`, below the pointer.) Nothing is ever written below RSP: a
+//! signal or an interrupt may arrive at any instruction.
+//!
+//! None of this is a function: the helpers take their argument below the return address, or clobber every register
+//! there is. They have labels, never function pointers.
+
+use core::mem::offset_of;
+
+use dynasm::dynasm;
+
+use crate::{CodeSink, Gprs, Layout};
+
+const RBX: i8 = offset_of!(Gprs, rbx) as i8;
+const RCX: i8 = offset_of!(Gprs, rcx) as i8;
+const RDX: i8 = offset_of!(Gprs, rdx) as i8;
+const RSI: i8 = offset_of!(Gprs, rsi) as i8;
+const RDI: i8 = offset_of!(Gprs, rdi) as i8;
+const RBP: i8 = offset_of!(Gprs, rbp) as i8;
+const R8: i8 = offset_of!(Gprs, r8) as i8;
+const R9: i8 = offset_of!(Gprs, r9) as i8;
+const R10: i8 = offset_of!(Gprs, r10) as i8;
+const R11: i8 = offset_of!(Gprs, r11) as i8;
+const R12: i8 = offset_of!(Gprs, r12) as i8;
+const R13: i8 = offset_of!(Gprs, r13) as i8;
+const R14: i8 = offset_of!(Gprs, r14) as i8;
+const R15: i8 = offset_of!(Gprs, r15) as i8;
+const RFLAGS: i8 = offset_of!(Gprs, rflags) as i8;
+const _: () = assert!(offset_of!(Gprs, rax) == 0 && offset_of!(Gprs, rflags) == 120);
+
+/// How a `ret` is written, for hosts that harden their indirect branches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Returns {
+    /// `jmp ->return_thunk` in place of `ret`; the sink knows where that is.
+    pub thunk: bool,
+    /// `int3` after every final `ret` or `jmp`, against straight-line speculation.
+    pub int3: bool,
+}
+
+/// `ret`, as the host wants it written.
+pub(crate) fn emit_return<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
+    if returns.thunk {
+        dynasm!(ops ; .arch x64 ; jmp ->return_thunk);
+    } else {
+        dynasm!(ops ; .arch x64 ; ret);
+    }
+    emit_stop(ops, returns);
+}
+
+/// What follows a branch that is never fallen through.
+pub(crate) fn emit_stop<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
+    if returns.int3 {
+        dynasm!(ops ; .arch x64 ; int3);
+    }
+}
+
+/// Host to guest, RDI pointing to the register file: status flags, then every register, RDI last.
+pub(crate) fn emit_loads<S: CodeSink + ?Sized>(ops: &mut S) {
+    dynasm!(ops ; .arch x64
+        ; sub eax, eax // Gprs::FLAGS_AT_IO; XOR would leave AF undefined
+    );
+    emit_register_loads(ops);
+}
+
+/// The loads alone; they leave the flags as they are.
+fn emit_register_loads<S: CodeSink + ?Sized>(ops: &mut S) {
+    dynasm!(ops ; .arch x64
+        ; mov rax, [rdi]
+        ; mov rbx, [BYTE rdi + RBX]
+        ; mov rcx, [BYTE rdi + RCX]
+        ; mov rdx, [BYTE rdi + RDX]
+        ; mov rsi, [BYTE rdi + RSI]
+        ; mov rbp, [BYTE rdi + RBP]
+        ; mov r8, [BYTE rdi + R8]
+        ; mov r9, [BYTE rdi + R9]
+        ; mov r10, [BYTE rdi + R10]
+        ; mov r11, [BYTE rdi + R11]
+        ; mov r12, [BYTE rdi + R12]
+        ; mov r13, [BYTE rdi + R13]
+        ; mov r14, [BYTE rdi + R14]
+        ; mov r15, [BYTE rdi + R15]
+        ; mov rdi, [BYTE rdi + RDI]
+    );
+}
+
+/// Guest to host: every register and the flags into the register file that RDI points to, in the order of their
+/// addresses. The guest's RDI is on the stack and is popped; the host keeps RDI and RSP, all else is free afterwards.
+fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
+    dynasm!(ops ; .arch x64
+        ; mov [rdi], rax
+        ; mov [BYTE rdi + RBX], rbx
+        ; mov [BYTE rdi + RCX], rcx
+        ; mov [BYTE rdi + RDX], rdx
+        ; mov [BYTE rdi + RSI], rsi
+        ; pop rax // the guest's RDI
+        ; mov [BYTE rdi + RDI], rax
+        ; mov [BYTE rdi + RBP], rbp
+        ; mov [BYTE rdi + R8], r8
+        ; mov [BYTE rdi + R9], r9
+        ; mov [BYTE rdi + R10], r10
+        ; mov [BYTE rdi + R11], r11
+        ; mov [BYTE rdi + R12], r12
+        ; mov [BYTE rdi + R13], r13
+        ; mov [BYTE rdi + R14], r14
+        ; mov [BYTE rdi + R15], r15
+    );
+}
+
+/// Guest to host, the register file's address `depth` bytes up the stack. Nothing before the PUSHFQ touches the flags.
+/// Returns 0 in RAX: the stub's "no fault" (see `fault.rs`).
+pub(crate) fn emit_saves<S: CodeSink + ?Sized>(ops: &mut S, depth: i8) {
+    dynasm!(ops ; .arch x64
+        ; push rdi // one free register, to address the others by
+        ; mov rdi, [BYTE rsp + depth + 8]
+    );
+    emit_register_stores(ops);
+    dynasm!(ops ; .arch x64
+        ; pushfq
+        ; pop rax
+        ; mov [BYTE rdi + RFLAGS], rax
+        ; xor eax, eax
+    );
+}
+
+/// The registers that the psABI makes the callee save, and the pointer to the register file.
+pub(crate) fn emit_prologue<S: CodeSink + ?Sized>(ops: &mut S) {
+    dynasm!(ops ; .arch x64 ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15 ; push rdi);
+}
+
+/// The inverse of [`emit_prologue`], and the return to the stub's caller. RAX is the stub's result and is left alone.
+pub(crate) fn emit_epilogue<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
+    dynasm!(ops ; .arch x64 ; pop rdi ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx);
+    emit_return(ops, returns);
+}
+
+/// Emits the helpers of `layout`, each under its global label. Returns the offset of the epilogue within them, for the
+/// layouts whose stubs have none of their own: where a fault in a stub resumes.
+pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: Layout, returns: Returns) -> Option<usize> {
+    match layout {
+        Layout::CallRet => {
+            dynasm!(ops ; .arch x64 ; ->load_guest_gprs:);
+            emit_loads(ops);
+            emit_return(ops, returns);
+            dynasm!(ops ; .arch x64 ; ->save_guest_gprs:);
+            emit_saves(ops, 8);
+            emit_return(ops, returns);
+            None
+        }
+        Layout::Compact => {
+            dynasm!(ops ; .arch x64
+                ; ->enter_guest:
+                ; pop rax // the return address, at the I/O instruction
+            );
+            emit_prologue(ops);
+            dynasm!(ops ; .arch x64 ; push rax);
+            emit_loads(ops);
+            emit_return(ops, returns);
+            dynasm!(ops ; .arch x64 ; ->leave_guest:);
+            Some(emit_leave(ops, returns))
+        }
+        Layout::Rop => {
+            dynasm!(ops ; .arch x64
+                ; ->host_to_guest:
+                ; pop rax // the return address, at the I/O instruction
+            );
+            emit_prologue(ops);
+            dynasm!(ops ; .arch x64
+                ; lea rcx, [->guest_to_host]
+                ; push rcx // what the stub's RET will return into
+                ; push rax
+            );
+            emit_loads(ops);
+            emit_return(ops, returns);
+            dynasm!(ops ; .arch x64 ; ->guest_to_host:);
+            Some(emit_leave(ops, returns))
+        }
+        Layout::Inline => None,
+    }
+}
+
+/// Save, restore, return to the stub's caller: the second half of the layouts that have no epilogue in the stub.
+fn emit_leave<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) -> usize {
+    emit_saves(ops, 0);
+    let epilogue = ops.offset();
+    emit_epilogue(ops, returns);
+    epilogue
+}
+
+/// The bridge from a stub to a device model in place of the hardware (see `bus.rs` for the frame).
+///
+/// The stub pushed a description of the access and called; guest registers are live, the flags included. They go to the
+/// register file, the device model runs as an ordinary function on an aligned stack and works on that file, and what
+/// it left there is live when the stub goes on, status flags included (by SAHF: POPFQ would cost more than the rest).
+///
+/// ```text
+///   Gprs pointer          ← RSP at the I/O, in the layouts that keep no other word there
+///   …                     the payload's own pushes and the layout's: `depth` bytes, from the description
+///   description           pushed by the stub
+///   return address        at the instruction behind the call
+/// ```
+#[cfg(feature = "std")]
+pub(crate) fn emit_bus_access<S: CodeSink + ?Sized>(ops: &mut S, callback: i32, depth_byte: i8) {
+    dynasm!(ops ; .arch x64
+        ; ->bus_access:
+        ; pushfq
+        ; push rdi
+        ; movzx edi, BYTE [BYTE rsp + 24 + depth_byte]
+        ; mov rdi, [BYTE rsp + rdi + 32]
+    );
+    emit_register_stores(ops);
+    dynasm!(ops ; .arch x64
+        ; pop rax // the flags
+        ; mov [BYTE rdi + RFLAGS], rax
+        ; mov esi, [BYTE rsp + 8] // the description
+        ; mov rbx, rdi
+        ; mov rbp, rsp
+        ; and rsp, BYTE -16
+        ; call QWORD [rdi + callback]
+        ; mov rsp, rbp
+        ; mov rdi, rbx
+        ; mov rax, [BYTE rdi + RFLAGS]
+        ; mov ecx, eax
+        ; shr ecx, BYTE 11
+        ; and ecx, BYTE 1
+        ; add cl, BYTE 0x7f // overflows exactly when OF was set
+        ; mov ah, al // SF, ZF, AF, PF and CF, where SAHF wants them
+        ; sahf
+    );
+    emit_register_loads(ops);
+    dynasm!(ops ; .arch x64 ; ret);
+}

@@ -1,0 +1,280 @@
+//! Every stub of a layout, assembled in one pass into one executable buffer.
+//!
+//! A hypervisor that rewrites one slot for each access pays hundreds of cycles for the self-modifying code; all 1,542
+//! forms together fit a few pages. So the table is built once and never changes: a form is found by its index, any
+//! number of threads run the same stubs, and the memory is writable or executable, never both.
+#![allow(unsafe_code)] // runs machine code
+
+use core::fmt;
+use std::sync::Arc;
+
+use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
+use dynasmrt::VecAssembler;
+use dynasmrt::x64::X64Relocation;
+use once_cell::sync::OnceCell;
+
+use crate::arena::{Arena, resolve};
+use crate::fault::{FaultMap, Registration, StubResult};
+use crate::layout::{Backend, StubStyle};
+use crate::sink::DynasmSink;
+use crate::slot::check_payload;
+use crate::{DmiIdentity, Error, Gprs, IoFault, IoInsn, Layout, QuirkTable, Ring};
+
+/// All stubs of one layout, and those of its quirks. Immutable: `Send` and `Sync`.
+///
+/// ```
+/// use ioemul::{Gprs, IoInsn, Layout, StubTable, Width};
+/// let table = StubTable::new(Layout::CallRet)?;
+/// let mut gprs = Gprs { rax: 0x1122_3344, rdx: 0x80, ..Gprs::default() };
+/// # if false {
+/// // SAFETY: this process may write to port 0x80, and nothing happens when it does.
+/// unsafe { table.stub(IoInsn::out_dx(Width::Byte)).run(&mut gprs) }?;
+/// # }
+/// # Ok::<(), ioemul::Error>(())
+/// ```
+pub struct StubTable {
+    // Dropped in this order: the fault handler forgets the arena before it is unmapped.
+    _registration: Registration,
+    map: Box<FaultMap>,
+    code: ExecutableBuffer,
+    style: StubStyle,
+}
+
+impl StubTable {
+    /// The plain stubs of `layout`, without quirks.
+    ///
+    /// # Errors
+    ///
+    /// See [`StubTableBuilder::build`].
+    pub fn new(layout: Layout) -> Result<StubTable, Error> {
+        Self::builder().layout(layout).build()
+    }
+
+    /// A table to be described step by step.
+    pub fn builder() -> StubTableBuilder {
+        StubTableBuilder::default()
+    }
+
+    /// The table for this machine: [`Layout::CallRet`], and the quirks that the machine's DMI strings ask for. Built at
+    /// the first call, once for the process.
+    ///
+    /// # Errors
+    ///
+    /// See [`StubTableBuilder::build`]; and [`Error::Dmi`] when the machine's identity is there and cannot be read.
+    pub fn global() -> Result<&'static StubTable, Error> {
+        Self::global_arc().map(|table| &**table)
+    }
+
+    pub(crate) fn global_arc() -> Result<&'static Arc<StubTable>, Error> {
+        static GLOBAL: OnceCell<Arc<StubTable>> = OnceCell::new();
+        GLOBAL.get_or_try_init(|| {
+            let identity = DmiIdentity::read().map_err(Error::Dmi)?;
+            Self::builder().quirks(QuirkTable::for_platform(&identity)).build().map(Arc::new)
+        })
+    }
+
+    /// The layout of the stubs.
+    pub fn layout(&self) -> Layout {
+        self.style.layout
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        self.style.backend
+    }
+
+    /// The plain stub of a form, whatever the quirks say.
+    #[inline]
+    pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
+        let (at, len) = self.map.arena.plain(insn);
+        Stub { code: &self.code[at..at + len] }
+    }
+
+    /// The stub for an access with these registers: that of the first quirk that takes it, else the plain one.
+    #[inline]
+    pub fn resolve(&self, insn: IoInsn, gprs: &Gprs) -> Stub<'_> {
+        match resolve(&self.map.quirks, insn, gprs) {
+            Some(stub) => Stub { code: &self.code[stub.at..stub.at + stub.shape.len] },
+            None => self.stub(insn),
+        }
+    }
+
+    /// The whole arena: the helpers, then the stubs, with INT3 in between.
+    pub fn code(&self) -> &[u8] {
+        &self.code
+    }
+}
+
+impl fmt::Debug for StubTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StubTable")
+            .field("layout", &self.style.layout)
+            .field("code", &self.code.as_ptr_range())
+            .field("quirks", &self.map.quirks.iter().map(|stub| stub.quirk.name()).collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Describes a [`StubTable`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct StubTableBuilder {
+    style: StubStyle,
+    quirks: QuirkTable,
+    fault_recovery: bool,
+}
+
+impl Default for StubTableBuilder {
+    fn default() -> Self {
+        let style = StubStyle { ring: Ring::Three, ..StubStyle::default() };
+        Self { style, quirks: QuirkTable::none(), fault_recovery: true }
+    }
+}
+
+impl StubTableBuilder {
+    /// The layout; [`Layout::CallRet`] by default.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.style.layout = layout;
+        self
+    }
+
+    /// The quirks; none by default.
+    pub fn quirks(mut self, quirks: QuirkTable) -> Self {
+        self.quirks = quirks;
+        self
+    }
+
+    /// Whether stubs start with ENDBR64, for processes with indirect-branch tracking. Off by default.
+    pub fn endbr64(mut self, endbr64: bool) -> Self {
+        self.style.endbr64 = endbr64;
+        self
+    }
+
+    /// Puts a no-op of the same length in place of each I/O instruction: what is left is the cost of the stub. For
+    /// benchmarks, which then need no privilege.
+    pub fn elide_io(mut self, elide: bool) -> Self {
+        self.style.backend = if elide { Backend::Elided } else { Backend::Hardware };
+        self
+    }
+
+    /// Whether building the table installs the process-wide handler that makes faults errors (it does by default).
+    /// Without it a #GP in a stub goes to the program's own handler, which may call
+    /// [`fault::recover`](crate::fault::recover).
+    pub fn fault_recovery(mut self, recovery: bool) -> Self {
+        self.fault_recovery = recovery;
+        self
+    }
+
+    /// Calls into device models in place of I/O instructions: stubs to be run with a `BusFrame` only.
+    pub(crate) fn bus(mut self) -> Self {
+        self.style.backend = Backend::Bus;
+        self
+    }
+
+    /// Assembles the table.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::ShadowStack`]: [`Layout::Rop`] in a process with a user shadow stack.
+    /// - [`Error::Emit`], [`Error::Assembler`]: a quirk's payload does not assemble.
+    /// - [`Error::Memory`]: the system gave no memory, or refused to make it executable.
+    /// - [`Error::Protection`]: the memory is not what was asked for, readable and executable and not writable.
+    /// - [`Error::SignalHandler`]: the fault handler could not be installed.
+    pub fn build(self) -> Result<StubTable, Error> {
+        let Self { style, quirks, fault_recovery } = self;
+        if style.layout == Layout::Rop && shadow_stack_is_active() {
+            return Err(Error::ShadowStack);
+        }
+        let mut assembler = VecAssembler::<X64Relocation>::new(0);
+        let mut placed = Vec::with_capacity(quirks.as_slice().len());
+        let arena = Arena::emit(&mut DynasmSink(&mut assembler), &style, quirks.as_slice(), |stub| placed.push(stub));
+        for stub in &placed {
+            check_payload(&stub.quirk, &stub.shape)?;
+        }
+        let bytes = assembler.finalize().map_err(Error::Assembler)?;
+        let code = make_executable(&bytes)?;
+        let map = Box::new(FaultMap { arena, quirks: placed });
+        // SAFETY: the map is boxed, and the table drops the registration before it.
+        let registration = unsafe { Registration::new(&code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
+        Ok(StubTable { _registration: registration, map, code, style })
+    }
+}
+
+/// Copies finished code to memory of its own, and looks whether what became of it is executable and not writable.
+fn make_executable(bytes: &[u8]) -> Result<ExecutableBuffer, Error> {
+    let mut memory = MutableBuffer::new(bytes.len()).map_err(Error::Memory)?;
+    memory.set_len(bytes.len());
+    memory.copy_from_slice(bytes);
+    let code = memory.make_exec().map_err(Error::Memory)?;
+    for region in region::query_range(code.as_ptr(), code.len()).map_err(Error::Query)? {
+        let found = region.map_err(Error::Query)?.protection();
+        if found != region::Protection::READ_EXECUTE {
+            return Err(Error::Protection { found });
+        }
+    }
+    Ok(code)
+}
+
+/// Whether RETs of this thread are checked against a shadow stack: RDSSP leaves its operand alone when they are not
+/// (SDM vol. 1, 18.2.3; it is a NOP on CPUs that have none).
+fn shadow_stack_is_active() -> bool {
+    let ssp: u64;
+    // SAFETY: reads one register, or does nothing.
+    unsafe { core::arch::asm!("rdsspq {ssp}", ssp = inout(reg) 0u64 => ssp, options(nomem, nostack, preserves_flags)) };
+    ssp != 0
+}
+
+/// One stub of a [`StubTable`].
+#[derive(Clone, Copy)]
+pub struct Stub<'t> {
+    code: &'t [u8],
+}
+
+impl Stub<'_> {
+    /// The bytes of the stub, without the helpers it calls.
+    pub fn code(&self) -> &[u8] {
+        self.code
+    }
+
+    /// The entry point, an `extern "sysv64" fn(*mut Gprs)`, valid as long as the table is.
+    ///
+    /// It returns 0 in RAX, or, after a [recovered](crate::fault::recover) fault, something else.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.code.as_ptr()
+    }
+
+    /// Runs the instruction with `gprs` in the CPU's registers, and stores there what the registers hold afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`IoFault`] when the CPU refused the access (see [`fault`](crate::fault)): every word of `gprs` is then as it was.
+    ///
+    /// # Safety
+    ///
+    /// The access is made, on the real port, with all that the hardware or firmware behind it may do in answer: reset the
+    /// machine, write memory by DMA, change registers. The caller vouches that it is harmless to this process and to the
+    /// machine's other users. Where the table was built [without fault
+    /// recovery](StubTableBuilder::fault_recovery), also that it does not fault, or that a handler deals with it.
+    #[inline]
+    pub unsafe fn run(&self, gprs: &mut Gprs) -> Result<(), IoFault> {
+        // SAFETY: the caller vouches for the access; the stub touches nothing but `gprs`.
+        unsafe { self.call(gprs) }
+    }
+
+    /// Calls the stub with the address of a register file and whatever its backend expects behind it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::run`]; for a bus table, `gprs` is the first field of a `BusFrame`.
+    #[inline]
+    pub(crate) unsafe fn call(&self, gprs: *mut Gprs) -> Result<(), IoFault> {
+        // SAFETY: the bytes are a stub, which has this signature.
+        let entry: extern "sysv64" fn(*mut Gprs) -> StubResult = unsafe { core::mem::transmute(self.as_ptr()) };
+        entry(gprs).check()
+    }
+}
+
+impl fmt::Debug for Stub<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stub({:p}: {:02x?})", self.as_ptr(), self.code)
+    }
+}

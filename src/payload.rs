@@ -1,0 +1,132 @@
+//! What stands between the loads and the saves of a stub: the I/O instruction, or a quirk's sequence around it.
+
+use crate::layout::{Backend, StubStyle};
+use crate::{CodeSink, IoInsn};
+
+/// The assembler handed to a quirk's payload: `dynasm!` writes to it, and I/O instructions go through [`Self::io`].
+///
+/// The payload runs with the guest's registers loaded and must come to its end with RSP as it found it. It may use the
+/// stack (whatever it pushes, it says so with [`Self::pushed`] and [`Self::popped`], so that a fault in between can be
+/// resumed with RSP put right) but nothing below RSP, and local labels, but no global ones.
+pub struct Payload<'a> {
+    ops: &'a mut dyn CodeSink,
+    style: &'a StubStyle,
+    start: usize,
+    stack: StackMap,
+}
+
+impl<'a> Payload<'a> {
+    pub(crate) fn new(ops: &'a mut dyn CodeSink, style: &'a StubStyle) -> Self {
+        let start = ops.offset();
+        Self { ops, style, start, stack: StackMap::default() }
+    }
+
+    pub(crate) fn finish(self) -> StackMap {
+        self.stack
+    }
+
+    /// Emits an I/O instruction, in its shortest encoding. On a [`SoftwareBus`](crate::SoftwareBus) this is a call into
+    /// the device model, in a benchmark table a no-op: a payload never writes the opcode itself.
+    pub fn io(&mut self, insn: IoInsn) {
+        let (bytes, len) = insn.encode();
+        self.access(insn, &bytes[..len]);
+    }
+
+    /// Emits the three bytes that stand in a stub whose I/O no quirk replaces.
+    pub(crate) fn io_padded(&mut self, insn: IoInsn) {
+        self.access(insn, &insn.encode_padded());
+    }
+
+    #[cfg_attr(not(feature = "std"), allow(unused_variables))] // only a bus asks which instruction it is
+    fn access(&mut self, insn: IoInsn, encoding: &[u8]) {
+        match self.style.backend {
+            Backend::Hardware => self.ops.extend(encoding),
+            Backend::Elided => self.ops.extend(match encoding.len() {
+                1 => &[0x90],
+                2 => &[0x66, 0x90],
+                _ => &[0x0f, 0x1f, 0x00],
+            }),
+            #[cfg(feature = "std")]
+            Backend::Bus => {
+                let depth = self.style.layout.depth_at_io() + self.stack.depth_at(self.ops.offset() - self.start);
+                crate::bus::emit_access(self.ops, insn, depth);
+            }
+        }
+    }
+
+    /// States that the instruction just emitted pushed `bytes` onto the stack.
+    pub fn pushed(&mut self, bytes: u8) {
+        self.stack.change(self.ops.offset() - self.start, i16::from(bytes));
+    }
+
+    /// States that the instruction just emitted popped `bytes` off the stack.
+    pub fn popped(&mut self, bytes: u8) {
+        self.stack.change(self.ops.offset() - self.start, -i16::from(bytes));
+    }
+}
+
+impl CodeSink for Payload<'_> {
+    fn offset(&self) -> usize {
+        self.ops.offset()
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        self.ops.extend(bytes);
+    }
+
+    fn local_label(&mut self, name: &'static str) {
+        self.ops.local_label(name);
+    }
+
+    fn global_label(&mut self, name: &'static str) {
+        self.ops.global_label(name);
+    }
+
+    fn forward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
+        self.ops.forward_reloc(name, target_offset, field_offset, ref_offset, kind);
+    }
+
+    fn backward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
+        self.ops.backward_reloc(name, target_offset, field_offset, ref_offset, kind);
+    }
+
+    fn global_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
+        self.ops.global_reloc(name, target_offset, field_offset, ref_offset, kind);
+    }
+}
+
+/// How many bytes a payload has on the stack, by offset into the payload.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StackMap {
+    /// From this offset on, that many bytes. In the order of the offsets; the first `len` are in use.
+    steps: [(u16, u8); Self::MAX],
+    len: u8,
+    /// A push or pop that does not fit: the payload is refused.
+    invalid: bool,
+}
+
+impl StackMap {
+    const MAX: usize = 8;
+
+    pub fn depth_at(&self, offset: usize) -> u8 {
+        let in_force = self.steps[..usize::from(self.len)].iter().rev().find(|step| usize::from(step.0) <= offset);
+        in_force.map_or(0, |step| step.1)
+    }
+
+    /// Whether every push and pop could be recorded, and they cancel out.
+    pub fn is_balanced(&self) -> bool {
+        !self.invalid && self.depth_at(usize::MAX) == 0
+    }
+
+    fn change(&mut self, offset: usize, by: i16) {
+        let depth = u8::try_from(i16::from(self.depth_at(offset)) + by);
+        // A word of head room: the depth is added to the layout's, and both have to fit a byte.
+        match (self.steps.get_mut(usize::from(self.len)), u16::try_from(offset), depth) {
+            (Some(step), Ok(offset), Ok(depth @ 0..=240)) => {
+                *step = (offset, depth);
+                self.len += 1;
+            }
+            _ => self.invalid = true,
+        }
+    }
+}
