@@ -7,8 +7,20 @@
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 target");
 
+#[cfg(feature = "std")]
+mod dmi;
 mod gprs;
+#[cfg(feature = "std")]
+mod hazard;
 mod insn;
+#[cfg(feature = "std")]
+mod ports;
 
+#[cfg(feature = "std")]
+pub use dmi::DmiIdentity;
 pub use gprs::Gprs;
+#[cfg(feature = "std")]
+pub use hazard::Hazard;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
+#[cfg(feature = "std")]
+pub use ports::{ParsePortSetError, PortPermissions, PortSet, PortSetProblem};
