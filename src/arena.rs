@@ -50,7 +50,12 @@ pub struct Fixup {
 
 impl Arena {
     /// Emits helpers, every plain stub, and a stub for each quirk, which is handed to `placed`.
-    pub fn emit<S: CodeSink>(ops: &mut S, style: &StubStyle, quirks: &[Quirk], mut placed: impl FnMut(QuirkStub)) -> Self {
+    pub fn emit<S: CodeSink>(
+        ops: &mut S,
+        style: &StubStyle,
+        quirks: &[Quirk],
+        mut placed: impl FnMut(QuirkStub),
+    ) -> Self {
         let origin = ops.offset();
         let helper_epilogue = emit_helpers(ops, style.layout, style.returns).map(|at| at - origin);
         #[cfg(feature = "std")]

@@ -45,7 +45,27 @@ pub trait PortDevice: Send {
 
     /// Takes an OUT of `value`: AL, AX or EAX, the bits above the width clear.
     fn port_out(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs);
+
+    /// Either of the two, for a device that may refuse: the access then ends as [`Error::Device`]. What the bus calls; by
+    /// default it never fails. `value` is 0 for an IN, and the result of an OUT is ignored.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the device has to say.
+    #[inline]
+    fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
+        match access.direction {
+            Direction::In => Ok(self.port_in(access, gprs)),
+            Direction::Out => {
+                self.port_out(access, value, gprs);
+                Ok(0)
+            }
+        }
+    }
 }
+
+/// Why a device model refused an access.
+pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Ports with device models behind them.
 ///
@@ -120,56 +140,55 @@ impl SoftwareBus {
 
     /// Makes an access, RAX included: what a stub's I/O instruction does on this bus.
     #[inline]
-    fn access(&mut self, insn: IoInsn, gprs: &mut Gprs) {
+    fn access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let IoInsn { direction, width, .. } = insn;
         let access = PortAccess { port: insn.port(gprs), width, direction };
         let last = access.port.checked_add(u16::from(width.bytes()) - 1);
-        let value = gprs.rax as u32 & width.mask();
+        let value = match direction {
+            Direction::In => 0,
+            Direction::Out => gprs.rax as u32 & width.mask(),
+        };
         let input = match self.claim(access.port) {
-            Some(claim) if last.is_some_and(|last| last <= claim.last) => claim.perform(access, value, gprs),
-            _ => self.access_bytes(access, value, gprs),
+            Some(claim) if last.is_some_and(|last| last <= claim.last) => claim.perform(access, value, gprs)?,
+            _ => self.access_bytes(access, value, gprs)?,
         };
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
+        Ok(())
     }
 
     /// Byte by byte. The ports of an access do not wrap past 0xFFFF: nobody claims what would be beyond.
     #[cold]
-    fn access_bytes(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> u32 {
+    fn access_bytes(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, Error> {
         let mut input = 0;
-        for byte in 0..u16::from(access.width.bytes()) {
-            let answer = match access.port.checked_add(byte) {
-                Some(port) => match self.claim(port) {
-                    Some(claim) => {
-                        let access = PortAccess { port, width: Width::Byte, ..access };
-                        claim.perform(access, value >> (8 * byte) & 0xff, gprs)
-                    }
-                    None => 0xff,
-                },
+        for byte in 0..access.width.bytes() {
+            let claimed = access.port.checked_add(byte.into()).and_then(|port| Some((port, self.claim(port)?)));
+            let answer = match claimed {
+                Some((port, claim)) => {
+                    let access = PortAccess { port, width: Width::Byte, ..access };
+                    claim.perform(access, value >> (8 * byte) & 0xff, gprs)?
+                }
                 None => 0xff,
             };
             input |= (answer & 0xff) << (8 * byte);
         }
-        input
+        Ok(input)
     }
 }
 
 impl Claim {
-    fn perform(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> u32 {
-        match access.direction {
-            Direction::In => self.device.port_in(access, gprs),
-            Direction::Out => {
-                self.device.port_out(access, value, gprs);
-                0
-            }
-        }
+    #[inline]
+    fn perform(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, Error> {
+        self.device.try_access(access, value, gprs).map_err(|source| Error::Device { access, source })
     }
 }
 
 impl core::fmt::Debug for SoftwareBus {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_list().entries(self.claims.iter().map(|claim| format_args!("{:#06x}..={:#06x}", claim.first, claim.last).to_string())).finish()
+        f.debug_list()
+            .entries(self.claims.iter().map(|claim| format!("{:#06x}..={:#06x}", claim.first, claim.last)))
+            .finish()
     }
 }
 
@@ -180,8 +199,13 @@ struct BusFrame<'b> {
     /// Called by the bridge.
     access: extern "sysv64" fn(*mut BusFrame<'_>, u32),
     bus: &'b mut SoftwareBus,
-    /// A device's panic, on its way around the stub.
-    panic: Option<Box<dyn Any + Send>>,
+    /// Why there was no access, on its way around the stub.
+    failure: Option<Failure>,
+}
+
+enum Failure {
+    Error(Error),
+    Panic(Box<dyn Any + Send>),
 }
 
 /// Runs a stub of a bus table. A panic of a device model goes on here, the registers as they were.
@@ -190,26 +214,31 @@ struct BusFrame<'b> {
 ///
 /// `stub` is of a table built with `StubTableBuilder::bus`.
 pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, gprs: &mut Gprs) -> Result<(), Error> {
-    let mut frame = BusFrame { gprs: *gprs, access, bus, panic: None };
+    let mut frame = BusFrame { gprs: *gprs, access, bus, failure: None };
     // SAFETY: the stub accesses no hardware, and gets what it expects behind the register file.
     unsafe { stub.call((&raw mut frame).cast()) }?;
-    match frame.panic {
+    match frame.failure {
         None => {
             *gprs = frame.gprs;
             Ok(())
         }
-        Some(panic) => resume_unwind(panic),
+        Some(Failure::Error(error)) => Err(error),
+        Some(Failure::Panic(panic)) => resume_unwind(panic),
     }
 }
 
-/// Where the bridge arrives. A panic cannot unwind through a stub: it is kept, the access does nothing, and those that
-/// may follow in a quirk's payload do nothing either.
+/// Where the bridge arrives. A panic cannot unwind through a stub: it is kept, like an error, and the accesses that
+/// may follow in a quirk's payload are not made.
 extern "sysv64" fn access(frame: *mut BusFrame<'_>, description: u32) {
     // SAFETY: the bridge passes the frame that `run` made; nobody else uses it meanwhile.
     let frame = unsafe { &mut *frame };
-    if frame.panic.is_none() {
-        let BusFrame { gprs, bus, .. } = frame;
-        frame.panic = catch_unwind(AssertUnwindSafe(|| bus.access(describe::decode(description), gprs))).err();
+    if frame.failure.is_none() {
+        let BusFrame { gprs, bus, failure, .. } = frame;
+        match catch_unwind(AssertUnwindSafe(|| bus.access(describe::decode(description), gprs))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => *failure = Some(Failure::Error(error)),
+            Err(panic) => *failure = Some(Failure::Panic(panic)),
+        }
     }
 }
 

@@ -51,7 +51,11 @@ impl core::fmt::Display for IoFault {
                 self.error_code
             ),
             14 => {
-                write!(f, "page fault at {:#x} (error code {:#x}) during the port access", self.address, self.error_code)
+                write!(
+                    f,
+                    "page fault at {:#x} (error code {:#x}) during the port access",
+                    self.address, self.error_code
+                )
             }
             vector => {
                 write!(f, "exception {vector} (error code {:#x}) in the I/O sequence of the stub", self.error_code)
@@ -288,7 +292,8 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void)
         }
         action if flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: an action with SA_SIGINFO is a function of this signature.
-            let action: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = unsafe { core::mem::transmute(action) };
+            let action: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
+                unsafe { core::mem::transmute(action) };
             action(signal, info, context);
         }
         action => {

@@ -8,8 +8,8 @@
 use core::fmt;
 use std::sync::Arc;
 
-use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
 use dynasmrt::VecAssembler;
+use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
 use dynasmrt::x64::X64Relocation;
 use once_cell::sync::OnceCell;
 
@@ -76,10 +76,6 @@ impl StubTable {
     /// The layout of the stubs.
     pub fn layout(&self) -> Layout {
         self.style.layout
-    }
-
-    pub(crate) fn backend(&self) -> Backend {
-        self.style.backend
     }
 
     /// The plain stub of a form, whatever the quirks say.

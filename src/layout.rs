@@ -92,9 +92,7 @@ impl StubShape {
     /// If a fault at `offset` within the stub is one of the I/O's own: by how many bytes RSP has to be raised there for
     /// the epilogue to find its frame.
     pub fn rsp_adjust(&self, layout: Layout, offset: usize) -> Option<u8> {
-        (self.io.0..self.io.1)
-            .contains(&offset)
-            .then(|| layout.depth_at_io() + self.stack.depth_at(offset - self.io.0))
+        (self.io.0..self.io.1).contains(&offset).then(|| layout.depth_at_io() + self.stack.depth_at(offset - self.io.0))
     }
 }
 

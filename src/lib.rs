@@ -7,9 +7,10 @@
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 target");
 
+// What a guest did: registers and instruction.
 mod gprs;
 mod insn;
-
+// Machine code for it, wherever it goes.
 mod arena;
 mod helpers;
 mod layout;
@@ -17,6 +18,23 @@ mod payload;
 mod quirk_table;
 mod sink;
 mod slot;
+// The same in a process: built once, run safely.
+#[cfg(feature = "std")]
+mod bus;
+#[cfg(feature = "std")]
+mod dmi;
+#[cfg(feature = "std")]
+mod emulator;
+#[cfg(feature = "std")]
+mod error;
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub mod fault;
+#[cfg(feature = "std")]
+mod hazard;
+#[cfg(feature = "std")]
+mod jit;
+#[cfg(feature = "std")]
+mod ports;
 
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
@@ -27,3 +45,17 @@ pub use payload::Payload;
 pub use quirk_table::{DmiMatch, PROLIANT_POLL_LIMIT, Quirk, Ring};
 pub use sink::CodeSink;
 pub use slot::{CodeTable, EmitError, Helpers, SlotOptions, emit_stub, emit_stub_with, stub_fixup};
+
+#[cfg(feature = "std")]
+pub use {
+    bus::{DeviceError, PortAccess, PortDevice, SoftwareBus},
+    dmi::DmiIdentity,
+    emulator::{IoEmulator, IoEmulatorBuilder},
+    error::Error,
+    fault::IoFault,
+    hazard::Hazard,
+    jit::{Stub, StubTable, StubTableBuilder},
+    ports::{ParsePortSetError, PortPermissions, PortSet, PortSetProblem},
+    quirk_table::QuirkTable,
+    sink::DynasmSink,
+};

@@ -53,8 +53,12 @@ impl Quirk {
     ///
     /// In ring 3 interrupts cannot be turned off, and the poll is bounded: it ends after
     /// [`PROLIANT_POLL_LIMIT`] reads at the latest, AL then showing bit 7 still set.
-    pub const PROLIANT: Quirk =
-        Quirk { name: "HP ProLiant SMM port", platform: Some(&PROLIANT_DMI), applies: is_proliant_call, payload: proliant };
+    pub const PROLIANT: Quirk = Quirk {
+        name: "HP ProLiant SMM port",
+        platform: Some(&PROLIANT_DMI),
+        applies: is_proliant_call,
+        payload: proliant,
+    };
 
     /// Every quirk that this crate knows.
     pub const BUILTIN: [Quirk; 1] = [Self::PROLIANT];
@@ -199,7 +203,7 @@ impl QuirkTable {
     /// Those of the [built-in](Self::builtin) quirks that the machine `id` has.
     pub fn for_platform(id: &crate::DmiIdentity) -> Self {
         let mut table = Self::builtin();
-        table.quirks.retain(|quirk| quirk.is_on_platform(id.bios_vendor(), id.product_name()));
+        table.quirks.retain(|quirk| quirk.is_on_platform(&id.bios_vendor, &id.product_name));
         table
     }
 

@@ -117,8 +117,9 @@ impl Helpers {
     pub fn emit_with(buf: &mut [u8], va: u64, layout: Layout, options: &SlotOptions) -> Result<Self, EmitError> {
         let returns = options.style(layout).returns;
         let outside = Labels::default().with_thunk(options);
-        let (epilogue, labels, len) =
-            emit_checked(buf, va, outside, |sink| Ok(emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64))))?;
+        let (epilogue, labels, len) = emit_checked(buf, va, outside, |sink| {
+            Ok(emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64)))
+        })?;
         Ok(Self { layout, va, len, labels, epilogue })
     }
 
@@ -213,8 +214,7 @@ impl CodeTable {
         let outside = Labels::default().with_thunk(options);
         let ((arena, quirk), _, _) = emit_checked(buf, va, outside, |sink| {
             let mut placed = None;
-            let arena =
-                Arena::emit(sink, &options.style(layout), options.quirk.as_slice(), |stub| placed = Some(stub));
+            let arena = Arena::emit(sink, &options.style(layout), options.quirk.as_slice(), |stub| placed = Some(stub));
             if let Some(stub) = &placed {
                 check_payload(&stub.quirk, &stub.shape)?;
             }
@@ -415,7 +415,14 @@ impl<'a> SlotSink<'a> {
         }
     }
 
-    fn reloc(&mut self, label: (&'static str, bool), known: Option<u64>, target_offset: isize, offsets: (u8, u8), kind: u8) {
+    fn reloc(
+        &mut self,
+        label: (&'static str, bool),
+        known: Option<u64>,
+        target_offset: isize,
+        offsets: (u8, u8),
+        kind: u8,
+    ) {
         // dynasm's encoding: 0 is a byte, 2 a doubleword, both relative. No emitter here uses another.
         let size = if kind == 0 { 1 } else { 4 };
         let (name, global) = label;

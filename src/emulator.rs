@@ -1,0 +1,181 @@
+//! The safe front door: bytes or an instruction in, registers or an error out.
+//!
+//! ```text
+//!   bytes ──decode──▶ IoInsn ──permitted?──▶ quirk? ──▶ stub ──▶ hardware or bus ──▶ registers
+//! ```
+#![allow(unsafe_code)] // runs stubs, on the authority given to `native`
+
+use std::sync::Arc;
+
+use once_cell::sync::OnceCell;
+
+use crate::{Error, Gprs, IoInsn, Layout, PortPermissions, QuirkTable, SoftwareBus, StubTable, bus};
+
+/// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`] or on the hardware.
+///
+/// No port is permitted until the builder's [`ports`](IoEmulatorBuilder::ports) says so. Whatever goes wrong, the registers
+/// come back as they were given.
+///
+/// ```
+/// use ioemul::{Error, Gprs, IoEmulator, PortSet, SoftwareBus};
+/// let mut emulator = IoEmulator::builder().ports("0x70-0x71".parse::<PortSet>()?).bus(SoftwareBus::new()).build()?;
+/// let mut gprs = Gprs { rax: 0x1234, ..Gprs::default() };
+/// assert_eq!(emulator.emulate(&[0xe4, 0x71], &mut gprs)?, 2); // in al, 0x71: nobody answers
+/// assert_eq!(gprs.rax, 0x12ff);
+/// // A dword at 0x70 would reach 0x73.
+/// assert!(matches!(emulator.emulate(&[0xe5, 0x70], &mut gprs), Err(Error::PortDenied { port: 0x70, .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct IoEmulator {
+    ports: PortPermissions,
+    table: Arc<StubTable>,
+    backend: Backend,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Native,
+    Bus(SoftwareBus),
+}
+
+impl IoEmulator {
+    /// An emulator to be described step by step.
+    pub fn builder() -> IoEmulatorBuilder {
+        IoEmulatorBuilder::default()
+    }
+
+    /// Executes `insn` with `gprs`, and leaves there what the registers hold afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PortDenied`], [`Error::Fault`] or [`Error::Device`]; `gprs` is then as it was.
+    ///
+    /// # Panics
+    ///
+    /// When a device model does: its panic goes on here, `gprs` is as it was, and the emulator can be used further.
+    #[inline]
+    pub fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+        let port = insn.port(gprs);
+        let IoInsn { width, direction, .. } = insn;
+        if !self.ports.permits(port, width, direction) {
+            return Err(Error::PortDenied { port, width, direction });
+        }
+        let stub = self.table.resolve(insn, gprs);
+        match &mut self.backend {
+            // SAFETY: whoever called `native` vouched for every access to a permitted port.
+            Backend::Native => unsafe { stub.run(gprs) }.map_err(Error::Fault),
+            // SAFETY: the builder pairs a bus with a bus table.
+            Backend::Bus(bus) => unsafe { bus::run(bus, stub, gprs) },
+        }
+    }
+
+    /// Decodes the instruction at the start of `code` and executes it. Returns its length, by which to advance the
+    /// guest's RIP.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`], or as [`Self::execute`]; `gprs` is then as it was.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::execute`].
+    pub fn emulate(&mut self, code: &[u8], gprs: &mut Gprs) -> Result<usize, Error> {
+        let (insn, len) = IoInsn::decode(code)?;
+        self.execute(insn, gprs)?;
+        Ok(len)
+    }
+
+    /// The ports that may be touched.
+    pub fn ports(&self) -> &PortPermissions {
+        &self.ports
+    }
+
+    /// The bus, unless the emulator runs on the hardware.
+    pub fn bus_mut(&mut self) -> Option<&mut SoftwareBus> {
+        match &mut self.backend {
+            Backend::Native => None,
+            Backend::Bus(bus) => Some(bus),
+        }
+    }
+}
+
+/// Describes an [`IoEmulator`].
+#[derive(Debug, Default)]
+#[must_use]
+pub struct IoEmulatorBuilder {
+    layout: Layout,
+    quirks: Option<QuirkTable>,
+    ports: PortPermissions,
+    backend: Option<Backend>,
+}
+
+impl IoEmulatorBuilder {
+    /// The stub layout; [`Layout::CallRet`] by default.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// The quirks. By default those of this machine on the hardware, and none on a bus.
+    pub fn quirks(mut self, quirks: QuirkTable) -> Self {
+        self.quirks = Some(quirks);
+        self
+    }
+
+    /// The ports that may be touched: one [`PortSet`](crate::PortSet) for both directions, or [`PortPermissions`]. None by
+    /// default.
+    pub fn ports(mut self, ports: impl Into<PortPermissions>) -> Self {
+        self.ports = ports.into();
+        self
+    }
+
+    /// Runs on device models. Needs no privilege and touches no hardware.
+    pub fn bus(mut self, bus: SoftwareBus) -> Self {
+        self.backend = Some(Backend::Bus(bus));
+        self
+    }
+
+    /// Runs on the hardware.
+    ///
+    /// # Safety
+    ///
+    /// Every IN and OUT that the emulator is asked for, on any port that [`Self::ports`] permits, with any registers, must
+    /// be harmless to this process and to the machine's other users: devices write memory by DMA, reset the machine, or
+    /// call into firmware. The smaller the port set, the smaller the promise ([`Hazard`](crate::Hazard) lists what to keep
+    /// out of it).
+    pub unsafe fn native(mut self) -> Self {
+        self.backend = Some(Backend::Native);
+        self
+    }
+
+    /// Builds the emulator. One without quirks of its own shares its stubs with all others of its layout in the process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoBackend`] without [`Self::bus`] or [`Self::native`], and those of
+    /// [`StubTableBuilder::build`](crate::StubTableBuilder::build).
+    pub fn build(self) -> Result<IoEmulator, Error> {
+        let Self { layout, quirks, ports, backend } = self;
+        let backend = backend.ok_or(Error::NoBackend)?;
+        let table = match (&backend, quirks) {
+            (Backend::Native, None) if layout == Layout::CallRet => StubTable::global_arc()?.clone(),
+            (Backend::Native, None) => {
+                let identity = crate::DmiIdentity::read().map_err(Error::Dmi)?;
+                Arc::new(StubTable::builder().layout(layout).quirks(QuirkTable::for_platform(&identity)).build()?)
+            }
+            (Backend::Native, Some(quirks)) => Arc::new(StubTable::builder().layout(layout).quirks(quirks).build()?),
+            (Backend::Bus(_), None) => shared_bus_table(layout)?,
+            (Backend::Bus(_), Some(quirks)) => {
+                Arc::new(StubTable::builder().layout(layout).quirks(quirks).bus().build()?)
+            }
+        };
+        Ok(IoEmulator { ports, table, backend })
+    }
+}
+
+/// The stubs of all buses without quirks, built when the first is.
+fn shared_bus_table(layout: Layout) -> Result<Arc<StubTable>, Error> {
+    static TABLES: [OnceCell<Arc<StubTable>>; Layout::ALL.len()] = [const { OnceCell::new() }; Layout::ALL.len()];
+    TABLES[layout as usize].get_or_try_init(|| StubTable::builder().layout(layout).bus().build().map(Arc::new)).cloned()
+}

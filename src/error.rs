@@ -1,0 +1,101 @@
+//! What can go wrong between a guest's bytes and its registers.
+
+use core::ops::RangeInclusive;
+use std::io;
+
+use crate::{DecodeError, DeviceError, Direction, EmitError, IoFault, PortAccess, Width};
+
+/// Everything that this crate refuses or fails to do in a process. Whatever it is, the registers are as they were given.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The bytes are not an instruction to be emulated.
+    #[error("not a port-I/O instruction: {0}")]
+    Decode(#[from] DecodeError),
+
+    /// The emulator may not touch a port of this access ([`PortSet`](crate::PortSet)).
+    #[error(
+        "{} of {} byte{} at port {port:#06x} is not permitted: the emulator's port set does not cover all of it",
+        match direction { Direction::In => "IN", Direction::Out => "OUT" },
+        width.bytes(),
+        if width.bytes() == 1 { "" } else { "s" }
+    )]
+    PortDenied {
+        /// The first port of the access.
+        port: u16,
+        /// Its width.
+        width: Width,
+        /// IN or OUT.
+        direction: Direction,
+    },
+
+    /// The CPU refused the access.
+    #[error(transparent)]
+    Fault(#[from] IoFault),
+
+    /// A device model refused the access.
+    #[error("the device at port {:#06x} refused the access: {source}", access.port)]
+    Device {
+        /// The access.
+        access: PortAccess,
+        /// The device's own error.
+        source: DeviceError,
+    },
+
+    /// A device claims ports that another one has.
+    #[error("ports {:#06x} to {:#06x} are taken: another device has {:#06x} to {:#06x}", ports.start(), ports.end(), by.start(), by.end())]
+    PortsTaken {
+        /// The ports claimed.
+        ports: RangeInclusive<u16>,
+        /// The ports of the device that is there.
+        by: RangeInclusive<u16>,
+    },
+
+    /// A device claims no ports.
+    #[error("the port range {:#06x} to {:#06x} is empty", ports.start(), ports.end())]
+    NoPorts {
+        /// The empty range.
+        ports: RangeInclusive<u16>,
+    },
+
+    /// An emulator without anything to run on.
+    #[error("the emulator has no backend: give it a software bus (`.bus()`) or the hardware (`unsafe .native()`)")]
+    NoBackend,
+
+    /// [`Layout::Rop`](crate::Layout::Rop) where RETs are checked.
+    #[error(
+        "the Rop layout hijacks a return address, and this process runs with a user shadow stack, which would kill it"
+    )]
+    ShadowStack,
+
+    /// A quirk's payload cannot be emitted.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+
+    /// A quirk's payload cannot be assembled.
+    #[error("the stubs do not assemble: {0}")]
+    Assembler(#[source] dynasmrt::DynasmError),
+
+    /// No executable memory.
+    #[error("no executable memory for the stubs: {0}")]
+    Memory(#[source] io::Error),
+
+    /// The protection of the executable memory cannot be looked up.
+    #[error("the protection of the stubs' memory cannot be verified: {0}")]
+    Query(#[source] region::Error),
+
+    /// The executable memory is not write-protected, or not executable.
+    #[error("the stubs' memory is {found} where r-x was asked for")]
+    Protection {
+        /// What it is instead.
+        found: region::Protection,
+    },
+
+    /// The handler that makes faults errors could not be installed.
+    #[error("the fault handler could not be installed: {0}")]
+    SignalHandler(#[source] io::Error),
+
+    /// The machine has DMI strings that cannot be read.
+    #[error("the machine's DMI strings cannot be read: {0}")]
+    Dmi(#[source] io::Error),
+}
