@@ -15,6 +15,8 @@ mod hazard;
 mod insn;
 #[cfg(feature = "std")]
 mod ports;
+#[cfg(all(feature = "std", target_os = "linux"))]
+mod privilege;
 
 #[cfg(feature = "std")]
 pub use dmi::DmiIdentity;
@@ -24,3 +26,5 @@ pub use hazard::Hazard;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
 #[cfg(feature = "std")]
 pub use ports::{ParsePortSetError, PortPermissions, PortSet, PortSetProblem};
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub use privilege::{CpuAffinity, IoPermission, IoPrivilegeLevel, PrivilegeError, Refusal};

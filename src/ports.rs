@@ -54,6 +54,9 @@ impl PortSet {
     }
 
     /// The ports of [`Hazard::ALL`], which no tool should touch by accident; each entry gives the reason.
+    ///
+    /// Permission is per port, and 0xCF9 is the reset control: without it, PCI configuration by a dword at 0xCF8 is
+    /// denied too. To have it, allow `0xcf8/8`.
     pub fn hazardous() -> Self {
         Hazard::ALL.iter().map(|hazard| hazard.ports.clone()).collect()
     }
