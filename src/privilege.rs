@@ -93,8 +93,8 @@ fn ioperm(ports: &PortSet, open: bool) -> Result<(), PrivilegeError> {
 
 /// Permission for this thread to access *every* port, until dropped (`iopl(3)`). Prefer [`IoPermission`].
 ///
-/// Guards may nest: the last one dropped sets level 0, whatever the level was before the first. Since Linux 5.5 the level opens ports and does no more: CLI and STI
-/// stay without effect.
+/// Guards may nest: the last one dropped sets level 0, whatever the level was before the first. Since Linux 5.5 the
+/// level opens ports and does no more: CLI and STI stay without effect.
 ///
 /// ```compile_fail,E0277
 /// fn another_thread<T: Send>() {}
