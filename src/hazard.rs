@@ -7,8 +7,8 @@ use crate::Width;
 /// Ports at the same fixed place on every PC whose misuse resets the machine, loses data or pulls a device out from
 /// under the kernel.
 ///
-/// The list is advice, not a boundary: it holds fixed ports only. Those that firmware places where it likes (the ACPI PM1
-/// control register, which powers the machine off; I/O BARs of PCI devices) are not in it.
+/// The list is advice, not a boundary: it holds fixed ports only. Those that firmware places where it likes (the ACPI
+/// PM1 control register, which powers the machine off; I/O BARs of PCI devices) are not in it.
 ///
 /// ```
 /// use ioemul::{Hazard, Width};

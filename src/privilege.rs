@@ -24,7 +24,8 @@ thread_local! {
 /// Permission for this thread to access some ports, until dropped (`ioperm`).
 ///
 /// Permissions may overlap: a port stays open until the last guard for it is dropped. Only guards are counted. Ports
-/// opened by other means (before `execve`, or by a direct call of `ioperm`) are closed along with a guard that names them.
+/// opened by other means (before `execve`, or by a direct call of `ioperm`) are closed along with a guard that names
+/// them.
 ///
 /// ```no_run
 /// use ioemul::IoPermission;
@@ -112,8 +113,8 @@ impl IoPrivilegeLevel {
     ///
     /// # Errors
     ///
-    /// [`PrivilegeError::Unsupported`] where the kernel has no iopl; [`PrivilegeError::Refused`] without the right to it;
-    /// [`PrivilegeError::Os`] otherwise.
+    /// [`PrivilegeError::Unsupported`] where the kernel has no iopl; [`PrivilegeError::Refused`] without the right to
+    /// it; [`PrivilegeError::Os`] otherwise.
     pub fn acquire() -> Result<Self, PrivilegeError> {
         iopl(3)?;
         LEVELS.set(LEVELS.get() + 1);
@@ -137,8 +138,8 @@ fn iopl(level: i32) -> Result<(), PrivilegeError> {
 
 /// Keeps this thread on one CPU until dropped, which gives back the CPUs that it had before.
 ///
-/// Some firmware (Dell's SMM fan control, for one) answers only on CPU 0. Drop nested guards in reverse order, as scopes
-/// do: each gives back what it found.
+/// Some firmware (Dell's SMM fan control, for one) answers only on CPU 0. Drop nested guards in reverse order, as
+/// scopes do: each gives back what it found.
 ///
 /// ```no_run
 /// use ioemul::CpuAffinity;
@@ -251,8 +252,8 @@ fn denied(call: &'static str, source: io::Error) -> PrivilegeError {
 pub struct Refusal {
     /// Whether the thread has CAP_SYS_RAWIO in effect (`CapEff` in `/proc/thread-self/status`).
     pub capable: Option<bool>,
-    /// Whether the kernel is locked down, as it often is under Secure Boot (`/sys/kernel/security/lockdown`, which may be
-    /// readable by root alone, and shows `[integrity]` or `[confidentiality]` if so).
+    /// Whether the kernel is locked down, as it often is under Secure Boot (`/sys/kernel/security/lockdown`, which may
+    /// be readable by root alone, and shows `[integrity]` or `[confidentiality]` if so).
     pub locked_down: Option<bool>,
 }
 
