@@ -27,7 +27,7 @@ mod dmi;
 mod emulator;
 #[cfg(feature = "std")]
 mod error;
-#[cfg(all(feature = "std", target_os = "linux"))]
+#[cfg(feature = "std")]
 pub mod fault;
 #[cfg(feature = "std")]
 mod hazard;
@@ -35,6 +35,8 @@ mod hazard;
 mod jit;
 #[cfg(feature = "std")]
 mod ports;
+#[cfg(all(feature = "std", target_os = "linux"))]
+mod privilege;
 
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
@@ -59,3 +61,6 @@ pub use {
     quirk_table::QuirkTable,
     sink::DynasmSink,
 };
+
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub use privilege::{CpuAffinity, IoPermission, IoPrivilegeLevel, PrivilegeError, Refusal};
