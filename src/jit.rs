@@ -81,7 +81,7 @@ impl StubTable {
     /// The plain stub of a form, whatever the quirks say.
     #[inline]
     pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
-        let (at, len) = self.map.arena.plain(insn);
+        let (at, len) = self.map.arena.stub(insn);
         Stub { code: &self.code[at..at + len] }
     }
 

@@ -37,6 +37,8 @@ mod jit;
 mod ports;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod privilege;
+#[cfg(feature = "std")]
+mod string_io;
 
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
@@ -50,7 +52,7 @@ pub use slot::{CodeTable, EmitError, Helpers, SlotOptions, emit_stub, emit_stub_
 
 #[cfg(feature = "std")]
 pub use {
-    bus::{DeviceError, PortAccess, PortDevice, SoftwareBus},
+    bus::{DeviceError, PortAccess, PortDevice, SoftwareBus, StringError},
     dmi::DmiIdentity,
     emulator::{IoEmulator, IoEmulatorBuilder},
     error::Error,
