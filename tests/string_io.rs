@@ -264,8 +264,8 @@ fn the_direction_flag_is_the_callers() {
                 // SAFETY: the stub is a function of this signature that runs no I/O; DF is cleared again.
                 unsafe {
                     std::arch::asm!(
-                        "test {set}, {set}", "jz 2f", "std", "2:", "call {stub}", "pushfq", "pop {after}", "cld",
-                        set = in(reg) set, stub = in(reg) stub.as_ptr(), after = lateout(reg) after,
+                        "test {set}, {set}", "jz 2f", "std", "2:", "call {stub}", "pushfq", "pop rax", "cld",
+                        set = in(reg) set, stub = in(reg) stub.as_ptr(), lateout("rax") after,
                         in("rdi") &raw mut gprs, clobber_abi("sysv64"),
                     )
                 };
