@@ -81,7 +81,7 @@ impl StubTable {
     /// The plain stub of a form, whatever the quirks say.
     #[inline]
     pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
-        let (at, len) = self.map.arena.plain(insn);
+        let (at, len) = self.map.arena.stub(insn);
         Stub { code: &self.code[at..at + len] }
     }
 
@@ -189,8 +189,11 @@ impl StubTableBuilder {
         let bytes = assembler.finalize().map_err(Error::Assembler)?;
         let code = make_executable(&bytes)?;
         let map = Box::new(FaultMap { arena, quirks: placed });
+        #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
         let registration = unsafe { Registration::new(&code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
+        #[cfg(not(target_os = "linux"))]
+        let (registration, _) = (Registration, fault_recovery);
         Ok(StubTable { _registration: registration, map, code, style })
     }
 }
