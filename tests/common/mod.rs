@@ -32,11 +32,7 @@ const ROWS: [Row; 6] = [
 /// All 1,542 forms, from the table above and not from the library.
 pub fn forms() -> impl Iterator<Item = Form> {
     ROWS.into_iter().flat_map(|(direction, width, first, imm8, dx)| {
-        let dx = Form {
-            insn: IoInsn { direction, width, port: PortOperand::Dx },
-            io: [first, dx.0, 0x90],
-            code: dx.1,
-        };
+        let dx = Form { insn: IoInsn { direction, width, port: PortOperand::Dx }, io: [first, dx.0, 0x90], code: dx.1 };
         let imm8 = (0..=u8::MAX).map(move |port| Form {
             insn: IoInsn { direction, width, port: PortOperand::Imm8(port) },
             io: [first, imm8.0, port],
