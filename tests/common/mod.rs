@@ -1,6 +1,7 @@
 //! What the integration tests share: the table of I/O forms, random registers, a call that watches the host's.
 #![allow(dead_code)] // each test binary uses a part of it
 
+pub mod child;
 pub mod host;
 
 use iced_x86::Code;
