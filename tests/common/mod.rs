@@ -1,8 +1,12 @@
 //! What the integration tests share: the table of I/O forms, random registers, a call that watches the host's.
 #![allow(dead_code)] // each test binary uses a part of it
 
+#[cfg(target_os = "linux")]
+pub mod alias;
+#[cfg(target_os = "linux")]
 pub mod child;
 pub mod host;
+pub mod slots;
 
 use iced_x86::Code;
 use ioemul::{Direction, Gprs, IoInsn, PortOperand, Width};
@@ -41,6 +45,12 @@ pub fn forms() -> impl Iterator<Item = Form> {
         });
         std::iter::once(dx).chain(imm8)
     })
+}
+
+/// Which of the six instructions a disassembler's name stands for.
+pub fn kind(code: Code) -> Option<(Direction, Width)> {
+    let row = ROWS.iter().find(|row| row.3.1 == code || row.4.1 == code)?;
+    Some((row.0, row.1))
 }
 
 /// A few forms that differ in everything a stub may depend on, for tests that are slow for each.
