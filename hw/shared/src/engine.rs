@@ -1,0 +1,170 @@
+//! Runs checks on an engine, whatever the engine is, and says what differed.
+
+use core::fmt;
+
+use ioemul::{Gprs, IoInsn};
+
+use crate::{After, CHECKS, Check, Kind, Params, Rng, SMI_COMMAND, SMI_PORT, Step, model};
+
+/// Something that executes port I/O with given registers.
+pub trait Engine {
+    /// Executes `insn`; a refusal leaves `gprs` alone.
+    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused>;
+}
+
+/// The access did not happen: the processor raised #GP.
+#[derive(Debug)]
+pub struct Refused;
+
+/// One register that is not what it should be.
+#[derive(Debug)]
+pub struct Mismatch {
+    /// Which one.
+    pub register: &'static str,
+    /// What it held after the access.
+    pub is: u64,
+    /// What it should have held.
+    pub should_be: u64,
+}
+
+/// Why a check failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The access left wrong registers.
+    Registers { access: u64, insn: IoInsn, port: u16, first: Mismatch },
+    /// The access faulted.
+    Refused { access: u64, insn: IoInsn, port: u16 },
+    /// The access should have faulted.
+    Permitted { access: u64, insn: IoInsn, port: u16 },
+    /// What the library read from DMI.
+    Other(&'static str),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Registers { access, insn, port, first: Mismatch { register, is, should_be } } => {
+                write!(f, "access {access}, {insn} (port {port:#x}): {register} is {is:#x}, should be {should_be:#x}")
+            }
+            Failure::Refused { access, insn, port } => write!(f, "access {access}, {insn} (port {port:#x}): #GP"),
+            Failure::Permitted { access, insn, port } => {
+                write!(f, "access {access}, {insn} (port {port:#x}): happened, should have been refused")
+            }
+            Failure::Other(what) => f.write_str(what),
+        }
+    }
+}
+
+impl Step {
+    /// The registers that the access starts from.
+    pub fn before(&self, rng: &mut Rng) -> Gprs {
+        let mut gprs = rng.gprs();
+        for &(register, low) in self.set {
+            let register = register.of(&mut gprs);
+            *register = *register & !0xffff_ffff | u64::from(low);
+        }
+        if let Some(port) = self.dx {
+            gprs.rdx = gprs.rdx & !0xffff | u64::from(port);
+        }
+        gprs
+    }
+
+    /// The registers that it should end with, and which bits of RFLAGS count.
+    fn after(&self, before: &Gprs) -> (Gprs, u64) {
+        let mut gprs = Gprs { rflags: Gprs::FLAGS_AT_IO, ..*before };
+        let mut flags = Gprs::STATUS_FLAGS;
+        match self.after {
+            After::Value(value) => gprs.rax = self.insn.width.merge(before.rax, value),
+            After::Polled(value) => {
+                gprs.rax = self.insn.width.merge(before.rax, value);
+                flags = 0;
+            }
+            After::Regs(registers) => {
+                for &(register, value) in registers {
+                    *register.of(&mut gprs) = value;
+                }
+            }
+            After::Smm => gprs = model(before),
+        }
+        (gprs, flags)
+    }
+}
+
+/// The first register in which `is` and `should_be` differ, RFLAGS by the bits in `flags` only.
+fn compare(is: &Gprs, should_be: &Gprs, flags: u64) -> Result<(), Mismatch> {
+    for ((&register, is), should_be) in Gprs::NAMES.iter().zip(is.to_words()).zip(should_be.to_words()) {
+        let mask = if register == "rflags" { flags } else { u64::MAX };
+        if is & mask != should_be & mask {
+            return Err(Mismatch { register, is, should_be });
+        }
+    }
+    Ok(())
+}
+
+/// Runs a check; returns the number of accesses.
+pub fn run_check(check: &Check, engine: &mut dyn Engine, params: &Params) -> Result<u64, Failure> {
+    match check.kind {
+        Kind::Script(steps) => run_steps(steps, engine),
+        Kind::RandomSmis => random_smis(engine, params),
+        Kind::Unprivileged => unprivileged(engine),
+        Kind::Dmi => Err(Failure::Other("DMI is read by the Linux guest")),
+    }
+}
+
+/// Runs accesses in order and compares each with the table.
+pub fn run_steps(steps: &[Step], engine: &mut dyn Engine) -> Result<u64, Failure> {
+    let mut rng = Rng::new(0);
+    for (step, access) in steps.iter().zip(1..) {
+        let before = step.before(&mut rng);
+        let (after, flags) = step.after(&before);
+        one(engine, access, step.insn, before, &after, flags)?;
+    }
+    Ok(steps.len() as u64)
+}
+
+fn one(
+    engine: &mut dyn Engine,
+    access: u64,
+    insn: IoInsn,
+    before: Gprs,
+    after: &Gprs,
+    flags: u64,
+) -> Result<(), Failure> {
+    let port = insn.port(&before);
+    let mut gprs = before;
+    engine.execute(insn, &mut gprs).map_err(|Refused| Failure::Refused { access, insn, port })?;
+    compare(&gprs, after, flags).map_err(|first| Failure::Registers { access, insn, port, first })
+}
+
+/// SMIs with random registers, one in sixteen with a command that the handler ignores.
+fn random_smis(engine: &mut dyn Engine, params: &Params) -> Result<u64, Failure> {
+    let mut rng = Rng::new(params.seed);
+    let insn = IoInsn::out_dx(ioemul::Width::Byte);
+    for access in 1..=params.smis {
+        let mut before = rng.gprs();
+        before.rdx = before.rdx & !0xffff | u64::from(SMI_PORT);
+        let command = if before.r8 & 15 == 0 { !SMI_COMMAND } else { SMI_COMMAND };
+        before.rax = before.rax & !0xff | u64::from(command);
+        one(engine, access, insn, before, &model(&before), Gprs::STATUS_FLAGS)?;
+    }
+    Ok(params.smis)
+}
+
+fn unprivileged(engine: &mut dyn Engine) -> Result<u64, Failure> {
+    let mut rng = Rng::new(0);
+    let mut access = 0;
+    for check in CHECKS {
+        let Kind::Script(steps) = check.kind else { continue };
+        for step in steps {
+            access += 1;
+            let before = step.before(&mut rng);
+            let (insn, port) = (step.insn, step.insn.port(&before));
+            let mut gprs = before;
+            if engine.execute(insn, &mut gprs).is_ok() {
+                return Err(Failure::Permitted { access, insn, port });
+            }
+            compare(&gprs, &before, u64::MAX).map_err(|first| Failure::Registers { access, insn, port, first })?;
+        }
+    }
+    Ok(access)
+}
