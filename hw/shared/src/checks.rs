@@ -55,7 +55,7 @@ pub enum After {
     Regs(&'static [(Reg, u64)]),
     /// As [`After::Value`], with status flags that belong to a poll loop and not to the device.
     Polled(u32),
-    /// Whatever [`crate::model`] says.
+    /// Whatever [`crate::exchange`] says.
     Smm,
 }
 

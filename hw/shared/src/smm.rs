@@ -1,4 +1,4 @@
-//! A mailbox in System Management Mode that touches every register: the handler, its model, and how to install it.
+//! A mailbox in System Management Mode that touches every register: the handler, what it should do, and how to install it.
 //!
 //! SeaBIOS leaves SMRAM unlocked, so that a guest can replace the handler at SMBASE + 0x8000. The handler answers one
 //! command: every general-purpose register receives the complement of its neighbour, and CF receives bit 0 of RBX. Other
@@ -76,7 +76,7 @@ pub fn handler() -> &'static [u8] {
 }
 
 /// What the handler makes of `gprs`; RFLAGS comes out as the status flags that a stub should report.
-pub fn model(gprs: &Gprs) -> Gprs {
+pub fn exchange(gprs: &Gprs) -> Gprs {
     let mut after = *gprs;
     after.rflags = Gprs::FLAGS_AT_IO;
     if gprs.rax as u8 != SMI_COMMAND {

@@ -140,6 +140,9 @@ pub struct Report<'a> {
 /// Width of the column of names.
 const NAME: usize = 26;
 
+/// How many failures of a machine are spelled out.
+const DETAILS: usize = 8;
+
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (controls, runs): (Vec<_>, Vec<_>) = self.runs.iter().partition(|run| run.control);
@@ -193,7 +196,7 @@ impl Report<'_> {
             for trouble in &run.trouble {
                 writeln!(f, "  {trouble}")?;
             }
-            for (check, layout, cell) in run.bad_cells() {
+            for (check, layout, cell) in run.bad_cells().take(DETAILS) {
                 match cell {
                     Cell::Failed { variants, why } if !run.control => {
                         writeln!(f, "  {}, {layout} ({}): {why}", check.name, variants.join(", "))?;
@@ -201,6 +204,10 @@ impl Report<'_> {
                     Cell::Failed { why, .. } => writeln!(f, "  {}, {layout}: not every variant fails: {why}", check.name)?,
                     _ => writeln!(f, "  {}, {layout}: passes without its device", check.name)?,
                 }
+            }
+            let more = run.bad_cells().skip(DETAILS).count();
+            if more > 0 {
+                writeln!(f, "  and {more} more")?;
             }
         }
         Ok(())
