@@ -1,22 +1,81 @@
-use hw_shared::{Engine, LAYOUTS, RING0_VARIANTS, Refused, by_hand};
-use ioemul::{Gprs, IoInsn};
+//! The library in ring 0: four layouts, and in each of them a slot, a table and a hardened slot, one after the other in
+//! the same memory.
 
-pub fn with_each(mut use_it: impl FnMut(usize, &'static str, &'static str, &mut dyn Engine)) {
-    let mut index = 0;
-    for layout in LAYOUTS {
+use hw_shared::stubs::{Slot, Style, Table, Thunk};
+use hw_shared::{Engine, RING0_VARIANTS};
+use ioemul::{Layout, Quirk, Ring};
+
+use crate::smbios;
+
+/// Executable, as all memory is here. A table of the largest layout needs a quarter of it.
+#[repr(align(4096))]
+struct Memory([u8; 1 << 20]);
+
+static mut MEMORY: Memory = Memory([0; 1 << 20]);
+
+// A return thunk that counts its calls. It runs between the load of the guest's registers and the I/O as well: nothing may
+// change, the flags included.
+core::arch::global_asm!(
+    ".pushsection .text.thunk, \"ax\"",
+    "return_thunk:",
+    "pushfq",
+    "inc qword ptr [return_thunk_count]",
+    "popfq",
+    "ret",
+    "int3",
+    ".popsection",
+    ".pushsection .bss.thunk, \"aw\", @nobits",
+    ".balign 8",
+    "return_thunk_count: .skip 8",
+    ".popsection",
+    ".global return_thunk, return_thunk_count",
+);
+
+unsafe extern "C" {
+    static return_thunk: u8;
+    static mut return_thunk_count: u64;
+}
+
+fn thunk() -> Thunk {
+    Thunk {
+        address: (&raw const return_thunk) as u64,
+        // SAFETY: the image has one thread, which is not in the thunk when it asks.
+        count: || unsafe { (&raw const return_thunk_count).read_volatile() },
+    }
+}
+
+/// The quirk of this machine.
+fn quirk() -> Option<Quirk> {
+    let (vendor, product) = smbios::vendor_and_product();
+    Quirk::BUILTIN.into_iter().find(|quirk| quirk.is_on_platform(vendor, product))
+}
+
+/// Calls `visit` with the layout, the variant and the engine, for each in turn.
+pub fn for_each(mut visit: impl FnMut(Layout, &'static str, &mut dyn Engine)) {
+    let style = Style { quirk: quirk(), ring: Ring::Zero, ..Style::default() };
+    let hardened = Style { hardened: Some(thunk()), ..style };
+    for layout in Layout::ALL {
         for &variant in RING0_VARIANTS {
-            use_it(index, layout, variant, &mut ByHand([0; 64]));
-            index += 1;
+            let memory = memory();
+            // SAFETY: all memory is executable here.
+            unsafe {
+                match variant {
+                    "slot" => visit(layout, variant, &mut Slot::new(memory, layout, style).expect("it fits")),
+                    "table" => visit(layout, variant, &mut Table::new(memory, layout, style).expect("it fits")),
+                    _ => visit(layout, variant, &mut Slot::new(memory, layout, hardened).expect("it fits")),
+                }
+            }
         }
     }
 }
 
-struct ByHand([u8; 64]);
+/// A slot of which one byte may be wrong.
+pub fn broken(layout: Layout, broken: bool) -> Slot<'static> {
+    // SAFETY: all memory is executable here.
+    unsafe { Slot::new(memory(), layout, Style { broken, ..Style::default() }) }.expect("it fits")
+}
 
-impl Engine for ByHand {
-    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        self.0[..4].copy_from_slice(&by_hand::code(insn));
-        unsafe { by_hand::run(gprs, self.0.as_ptr()) };
-        Ok(())
-    }
+fn memory() -> &'static mut [u8] {
+    // SAFETY: engines live one after the other, and each is gone before the next asks for the memory.
+    unsafe { &mut *(&raw mut MEMORY.0) }
 }

@@ -5,26 +5,37 @@
 mod boot;
 mod engines;
 mod machine;
+mod smbios;
 
 use core::fmt::Write;
 
-use hw_shared::{CHECKS, Chipset, Line, Params, run_check};
+use hw_shared::{CHECKS, Chipset, Kind, Line, Params, Place, run_broken, run_check};
+use ioemul::Layout;
 
 use machine::Serial;
 
 extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
     let params = Params::parse(start_info.command_line());
-    engines::with_each(|index, layout, variant, engine| {
-        if index == 0 {
+    let mut chipset = None;
+    engines::for_each(|layout, variant, engine| {
+        chipset.get_or_insert_with(|| {
             let chipset = Chipset::probe(engine).expect("nothing faults in ring 0");
             machine::install_smm_handler(chipset, engine, params.control).expect("nothing faults in ring 0");
-        }
-        for check in CHECKS.iter().filter(|check| check.kind.in_ring0()) {
-            let outcome = run_check(check, engine, &params);
-            let line = Line { check: check.name, layout, variant, outcome: outcome.as_ref().copied() };
-            writeln!(Serial, "{line}").expect("the serial port takes it");
+        });
+        for check in CHECKS.iter().filter(|check| check.kind.variants(Place::Ring0).contains(&variant)) {
+            report(Line { check: check.name, layout, variant, outcome: &run_check(check, engine, &params) });
         }
     });
+    for check in CHECKS.iter().filter(|check| matches!(check.kind, Kind::Broken)) {
+        for layout in Layout::ALL {
+            let outcome = &run_broken(&mut engines::broken(layout, !params.control));
+            report(Line { check: check.name, layout, variant: "slot", outcome });
+        }
+    }
     writeln!(Serial, "ioemul|end").expect("the serial port takes it");
     machine::power_off()
+}
+
+fn report(line: Line) {
+    writeln!(Serial, "{line}").expect("the serial port takes it");
 }

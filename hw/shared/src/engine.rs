@@ -4,7 +4,7 @@ use core::fmt;
 
 use ioemul::{Gprs, IoInsn};
 
-use crate::{After, CHECKS, Check, Kind, Params, Rng, SMI_COMMAND, SMI_PORT, Step, model};
+use crate::{After, CHECKS, Check, Devices, Kind, Mix, Params, Rng, Step, exchange};
 
 /// Something that executes port I/O with given registers.
 pub trait Engine {
@@ -84,7 +84,7 @@ impl Step {
                     *register.of(&mut gprs) = value;
                 }
             }
-            After::Smm => gprs = model(before),
+            After::Smm => gprs = exchange(before),
         }
         (gprs, flags)
     }
@@ -107,6 +107,7 @@ pub fn run_check(check: &Check, engine: &mut dyn Engine, params: &Params) -> Res
         Kind::Script(steps) => run_steps(steps, engine),
         Kind::RandomSmis => random_smis(engine, params),
         Kind::Unprivileged => unprivileged(engine),
+        Kind::Broken => run_broken(engine),
         Kind::Dmi => Err(Failure::Other("DMI is read by the Linux guest")),
     }
 }
@@ -136,18 +137,29 @@ fn one(
     compare(&gprs, after, flags).map_err(|first| Failure::Registers { access, insn, port, first })
 }
 
-/// SMIs with random registers, one in sixteen with a command that the handler ignores.
+/// SMIs with random registers.
 fn random_smis(engine: &mut dyn Engine, params: &Params) -> Result<u64, Failure> {
-    let mut rng = Rng::new(params.seed);
-    let insn = IoInsn::out_dx(ioemul::Width::Byte);
+    let mut mix = Mix::new(params.seed, Devices::Smm);
     for access in 1..=params.smis {
-        let mut before = rng.gprs();
-        before.rdx = before.rdx & !0xffff | u64::from(SMI_PORT);
-        let command = if before.r8 & 15 == 0 { !SMI_COMMAND } else { SMI_COMMAND };
-        before.rax = before.rax & !0xff | u64::from(command);
-        one(engine, access, insn, before, &model(&before), Gprs::STATUS_FLAGS)?;
+        let (insn, before) = mix.next();
+        one(engine, access, insn, before, &exchange(&before), Gprs::STATUS_FLAGS)?;
     }
     Ok(params.smis)
+}
+
+/// An access that changes nothing, by an engine that should get that wrong.
+pub fn run_broken(engine: &mut dyn Engine) -> Result<u64, Failure> {
+    let post_code = Step {
+        insn: IoInsn::out_imm8(ioemul::Width::Byte, 0x80),
+        dx: None,
+        set: &[],
+        after: After::Regs(&[]),
+    };
+    match run_steps(&[post_code], engine) {
+        Err(Failure::Registers { .. }) => Ok(1),
+        Err(other) => Err(other),
+        Ok(_) => Err(Failure::Other("nothing was noticed")),
+    }
 }
 
 fn unprivileged(engine: &mut dyn Engine) -> Result<u64, Failure> {

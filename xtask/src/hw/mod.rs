@@ -13,9 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hw_shared::Params;
+use hw_shared::{Params, Place};
 
-use report::{Ring, Run};
+use report::Run;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -29,7 +29,7 @@ pub struct Options {
 
 /// One machine to start.
 struct Job<'a> {
-    ring: Ring,
+    place: Place,
     machine: &'static str,
     control: bool,
     image: &'a qemu::Image,
@@ -44,9 +44,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
     let seed = options.seed.unwrap_or_else(random_seed);
     let mut jobs = Vec::new();
-    for (ring, image) in [(Ring::Three, &linux), (Ring::Zero, &ring0)] {
+    for (place, image) in [(Place::Ring3, &linux), (Place::Ring0, &ring0)] {
         for control in [false, true] {
-            jobs.extend(["pc", "q35"].map(|machine| Job { ring, machine, control, image }));
+            jobs.extend(["pc", "q35"].map(|machine| Job { place, machine, control, image }));
         }
     }
     let runs = run_all(&jobs, seed, options.smis)?;
@@ -77,17 +77,17 @@ fn run_all(jobs: &[Job], seed: u64, smis: u64) -> Result<Vec<Run>> {
 }
 
 fn run_one(job: &Job, seed: u64, smis: u64) -> Result<Run> {
-    let Job { ring, machine, control, image } = *job;
+    let Job { place, machine, control, image } = *job;
     let params = Params { seed, smis, control };
-    let command_line = match ring {
-        Ring::Three => format!("console=ttyS0 quiet panic=-1 {params}"),
-        Ring::Zero => params.to_string(),
+    let command_line = match place {
+        Place::Ring3 => format!("console=ttyS0 quiet panic=-1 {params}"),
+        Place::Ring0 => params.to_string(),
     };
     let kind = if control { "control" } else { "checks" };
-    let log = host::scratch()?.join(format!("{machine}-ring{}-{kind}.log", ring as u8));
+    let log = host::scratch()?.join(format!("{machine}-{place:?}-{kind}.log").to_lowercase());
     let start = Instant::now();
     let output = qemu::run(machine, control, image, &command_line, &log, Duration::from_secs(60));
-    Ok(Run::new(ring, machine, control, output, log, start.elapsed()))
+    Ok(Run::new(place, machine, control, output, log, start.elapsed()))
 }
 
 /// Good enough to be different every time; it is printed.

@@ -5,30 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use hw_shared::{CHECKS, Check, LAYOUTS, RING0_VARIANTS, RING3_VARIANTS};
+use hw_shared::{CHECKS, Check, Place};
+use ioemul::Layout;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ring {
-    Zero = 0,
-    Three = 3,
-}
-
-impl Ring {
-    fn variants(self) -> &'static [&'static str] {
-        match self {
-            Ring::Zero => RING0_VARIANTS,
-            Ring::Three => RING3_VARIANTS,
-        }
-    }
-
-    fn runs(self, check: &Check) -> bool {
-        self == Ring::Three || check.kind.in_ring0()
-    }
-}
+/// The columns.
+const LAYOUTS: [Layout; 4] = Layout::ALL;
 
 /// What one machine reported.
 pub struct Run {
-    pub ring: Ring,
+    pub place: Place,
     pub machine: &'static str,
     /// A negative control: every check must fail.
     pub control: bool,
@@ -54,7 +39,7 @@ enum Cell {
 impl Run {
     /// Sorts out the serial output. What is expected and absent has failed.
     pub fn new(
-        ring: Ring,
+        place: Place,
         machine: &'static str,
         control: bool,
         output: Result<String>,
@@ -79,8 +64,8 @@ impl Run {
         if lines.last().is_none_or(|line| line[..] != ["end"]) {
             trouble.push(format!("the guest did not come to its end: {}", log.display()));
         }
-        let cells = CHECKS.iter().map(|check| LAYOUTS.map(|layout| cell(&lines, ring, check, layout))).collect();
-        Self { ring, machine, control, wall, log, cells, trouble }
+        let cells = CHECKS.iter().map(|check| LAYOUTS.map(|layout| cell(&lines, place, check, layout))).collect();
+        Self { place, machine, control, wall, log, cells, trouble }
     }
 
     /// Everything passed; in a negative control, everything failed.
@@ -88,14 +73,14 @@ impl Run {
         self.trouble.is_empty() && self.bad_cells().next().is_none()
     }
 
-    fn bad_cells(&self) -> impl Iterator<Item = (&'static Check, &'static str, &Cell)> {
+    fn bad_cells(&self) -> impl Iterator<Item = (&'static Check, Layout, &Cell)> {
         let cells = CHECKS.iter().zip(&self.cells);
         let cells = cells.flat_map(|(check, row)| LAYOUTS.iter().zip(row).map(move |(l, cell)| (check, *l, cell)));
-        cells.filter(|(_, _, cell)| match cell {
+        cells.filter(|(check, _, cell)| match cell {
             Cell::None => false,
             Cell::Passed(_) => self.control,
             // In a control every variant has to fail.
-            Cell::Failed { variants, .. } => !self.control || variants.len() < self.ring.variants().len(),
+            Cell::Failed { variants, .. } => !self.control || variants.len() < check.kind.variants(self.place).len(),
         })
     }
 
@@ -104,13 +89,15 @@ impl Run {
     }
 }
 
-fn cell(lines: &[Vec<&str>], ring: Ring, check: &Check, layout: &str) -> Cell {
-    if !ring.runs(check) {
+fn cell(lines: &[Vec<&str>], place: Place, check: &Check, layout: Layout) -> Cell {
+    let variants = check.kind.variants(place);
+    if variants.is_empty() {
         return Cell::None;
     }
+    let layout = format!("{layout:?}");
     let (mut total, mut failed, mut why) = (0, Vec::new(), None);
-    for &variant in ring.variants() {
-        let key = [check.name, layout, variant];
+    for &variant in variants {
+        let key = [check.name, &layout, variant];
         match lines.iter().find(|line| line.starts_with(&key)).map(|line| &line[3..]) {
             Some([accesses, "ok"]) => total += accesses.parse().unwrap_or(0),
             Some([_, reason]) => {
@@ -160,11 +147,7 @@ impl Report<'_> {
     fn table(&self, f: &mut fmt::Formatter<'_>, title: &str, good: &str, runs: &[&Run]) -> fmt::Result {
         write!(f, "{:NAME$}", "")?;
         for run in runs {
-            let place = match run.ring {
-                Ring::Three => "Linux, ring 3",
-                Ring::Zero => "no OS, ring 0",
-            };
-            write!(f, " | {:23}", format!("{}: {place}", run.machine))?;
+            write!(f, " | {:23}", format!("{}: {}", run.machine, place(run.place)))?;
         }
         write!(f, "\n{title:NAME$}")?;
         for _ in runs {
@@ -192,17 +175,17 @@ impl Report<'_> {
 
     fn failures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for run in self.runs.iter().filter(|run| !run.good()) {
-            writeln!(f, "\n{} in ring {} ({})", run.machine, run.ring as u8, run.log.display())?;
+            writeln!(f, "\n{}: {} ({})", run.machine, place(run.place), run.log.display())?;
             for trouble in &run.trouble {
                 writeln!(f, "  {trouble}")?;
             }
             for (check, layout, cell) in run.bad_cells().take(DETAILS) {
                 match cell {
                     Cell::Failed { variants, why } if !run.control => {
-                        writeln!(f, "  {}, {layout} ({}): {why}", check.name, variants.join(", "))?;
+                        writeln!(f, "  {}, {layout:?} ({}): {why}", check.name, variants.join(", "))?;
                     }
-                    Cell::Failed { why, .. } => writeln!(f, "  {}, {layout}: not every variant fails: {why}", check.name)?,
-                    _ => writeln!(f, "  {}, {layout}: passes without its device", check.name)?,
+                    Cell::Failed { why, .. } => writeln!(f, "  {}, {layout:?}: not every variant fails: {why}", check.name)?,
+                    _ => writeln!(f, "  {}, {layout:?}: passes without its device", check.name)?,
                 }
             }
             let more = run.bad_cells().skip(DETAILS).count();
@@ -222,9 +205,9 @@ impl Report<'_> {
             let kind = if run.control { "control" } else { "checks" };
             writeln!(
                 f,
-                "{:4} ring {} {kind:8} {passed:3} passed {failed:3} failed {accesses:8} accesses compared {:6.2} s",
+                "{:4} {} {kind:8} {passed:3} passed {failed:3} failed {accesses:8} accesses compared {:6.2} s",
                 run.machine,
-                run.ring as u8,
+                place(run.place),
                 run.wall.as_secs_f64()
             )?;
         }
@@ -232,5 +215,12 @@ impl Report<'_> {
         let verdict = if self.runs.iter().all(Run::good) { "everything is as it should be" } else { "FAILED" };
         writeln!(f, "seed {}; fetching and building {prepared:.1} s, all in all {total:.1} s", self.seed)?;
         writeln!(f, "{verdict}")
+    }
+}
+
+fn place(place: Place) -> &'static str {
+    match place {
+        Place::Ring3 => "Linux, ring 3",
+        Place::Ring0 => "no OS, ring 0",
     }
 }
