@@ -14,15 +14,6 @@ pub fn mount(kind: &str, at: &str) {
     assert_eq!(result, 0, "mounting {at:?}: {}", io::Error::last_os_error());
 }
 
-/// Lets this process touch every port.
-pub fn grant_privilege() -> io::Result<()> {
-    // SAFETY: this process is alone on a machine that was made for it.
-    match unsafe { libc::iopl(3) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Puts the handler into SMRAM; a deaf one answers some other command.
 pub fn install_smm_handler(chipset: Chipset, engine: &mut dyn Engine, deaf: bool) -> io::Result<()> {
     let refused = |_| io::Error::other("the chipset's ports fault");

@@ -9,7 +9,7 @@ use crate::smbios;
 
 /// Executable, as all memory is here. A table of the largest layout needs a quarter of it.
 #[repr(align(4096))]
-struct Memory([u8; 1 << 20]);
+struct Memory(#[allow(dead_code)] [u8; 1 << 20]);
 
 static mut MEMORY: Memory = Memory([0; 1 << 20]);
 
@@ -57,7 +57,7 @@ pub fn for_each(mut visit: impl FnMut(Layout, &'static str, &mut dyn Engine)) {
     for layout in Layout::ALL {
         for &variant in RING0_VARIANTS {
             let memory = memory();
-            // SAFETY: all memory is executable here.
+            // SAFETY: all memory is executable here, and the engines live one after the other.
             unsafe {
                 match variant {
                     "slot" => visit(layout, variant, &mut Slot::new(memory, layout, style).expect("it fits")),
@@ -70,12 +70,12 @@ pub fn for_each(mut visit: impl FnMut(Layout, &'static str, &mut dyn Engine)) {
 }
 
 /// A slot of which one byte may be wrong.
-pub fn broken(layout: Layout, broken: bool) -> Slot<'static> {
-    // SAFETY: all memory is executable here.
+pub fn broken(layout: Layout, broken: bool) -> Slot {
+    // SAFETY: all memory is executable here, and the engines live one after the other.
     unsafe { Slot::new(memory(), layout, Style { broken, ..Style::default() }) }.expect("it fits")
 }
 
-fn memory() -> &'static mut [u8] {
-    // SAFETY: engines live one after the other, and each is gone before the next asks for the memory.
-    unsafe { &mut *(&raw mut MEMORY.0) }
+/// Engines live one after the other: each is gone before the next asks for the memory.
+fn memory() -> *mut [u8] {
+    core::ptr::slice_from_raw_parts_mut((&raw mut MEMORY).cast(), size_of::<Memory>())
 }

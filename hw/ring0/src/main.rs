@@ -29,7 +29,7 @@ extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
     for check in CHECKS.iter().filter(|check| matches!(check.kind, Kind::Broken)) {
         for layout in Layout::ALL {
             let outcome = &run_broken(&mut engines::broken(layout, !params.control));
-            report(Line { check: check.name, layout, variant: "slot", outcome });
+            report(Line { check: check.name, layout, variant: "patched slot", outcome });
         }
     }
     writeln!(Serial, "ioemul|end").expect("the serial port takes it");

@@ -68,7 +68,7 @@ unsafe extern "sysv64" {
 
 /// The instruction and a RET: what [`run`] wants to find in executable memory.
 pub fn code(insn: IoInsn) -> [u8; 4] {
-    let [a, b, c] = insn.encode();
+    let [a, b, c] = insn.encode_padded();
     [a, b, c, 0xc3]
 }
 

@@ -26,7 +26,7 @@ impl Kind {
     /// patched.
     pub const fn variants(&self, place: Place) -> &'static [&'static str] {
         match (self, place) {
-            (Kind::Broken, _) => &["slot"],
+            (Kind::Broken, _) => &["patched slot"],
             (_, Place::Ring3) => RING3_VARIANTS,
             (Kind::Dmi | Kind::Unprivileged, Place::Ring0) => &[],
             (_, Place::Ring0) => RING0_VARIANTS,

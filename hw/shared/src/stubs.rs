@@ -43,34 +43,39 @@ impl Style {
 const HELPERS: usize = 512;
 
 /// One slot, as a hypervisor keeps for each CPU.
-pub struct Slot<'m> {
-    memory: &'m mut [u8],
+pub struct Slot {
+    /// Not a reference: the processor reads what is written here, and the compiler must not think otherwise.
+    memory: *mut [u8],
     helpers: Helpers,
     style: Style,
 }
 
-impl<'m> Slot<'m> {
+impl Slot {
     /// Puts the helpers of `layout` into the memory; the rest of it is the slot.
     ///
     /// # Safety
     ///
-    /// The memory can be executed where it lies.
-    pub unsafe fn new(memory: &'m mut [u8], layout: Layout, style: Style) -> Result<Self, EmitError> {
-        let va = memory.as_ptr() as u64;
-        let helpers = Helpers::emit_with(&mut memory[..HELPERS], va, layout, &style.options())?;
+    /// The memory can be read, written and executed where it lies, and is the slot's alone as long as that lives.
+    pub unsafe fn new(memory: *mut [u8], layout: Layout, style: Style) -> Result<Self, EmitError> {
+        // SAFETY: the caller's promise.
+        let (helpers_memory, _) = unsafe { &mut *memory }.split_at_mut(HELPERS);
+        let va = helpers_memory.as_ptr().expose_provenance() as u64;
+        let helpers = Helpers::emit_with(helpers_memory, va, layout, &style.options())?;
         if style.broken {
-            sabotage(&mut memory[..HELPERS]);
+            sabotage(helpers_memory);
         }
         Ok(Self { memory, helpers, style })
     }
 }
 
-impl Engine for Slot<'_> {
+impl Engine for Slot {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        let slot = &mut self.memory[HELPERS..];
+        // SAFETY: the promise made to `new`.
+        let (_, slot) = unsafe { &mut *self.memory }.split_at_mut(HELPERS);
+        let va = slot.as_ptr().expose_provenance() as u64;
         let quirk = self.style.quirk.filter(|quirk| quirk.applies(insn, gprs));
         let options = SlotOptions { quirk, ..self.style.options() };
-        let len = emit_stub_with(slot, slot.as_ptr() as u64, insn, &self.helpers, &options).expect("the slot is large");
+        let len = emit_stub_with(slot, va, insn, &self.helpers, &options).expect("the slot is large");
         if self.style.broken {
             sabotage(&mut slot[..len]);
         }
@@ -78,39 +83,37 @@ impl Engine for Slot<'_> {
             assert!(slot.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]), "the stub does not start with ENDBR64");
             let before = (thunk.count)();
             // SAFETY: see `call`.
-            unsafe { call(slot.as_ptr() as u64, gprs) };
+            unsafe { call(va, gprs) };
             assert!((thunk.count)() > before, "the return thunk did not run");
         } else {
             // SAFETY: a stub has just been put there, into memory that can be executed (`new`).
-            unsafe { call(slot.as_ptr() as u64, gprs) };
+            unsafe { call(va, gprs) };
         }
         Ok(())
     }
 }
 
 /// Every form of a layout, written once.
-pub struct Table<'m> {
-    _memory: &'m mut [u8],
-    table: CodeTable,
-}
+pub struct Table(CodeTable);
 
-impl<'m> Table<'m> {
+impl Table {
     /// Fills the memory with the table.
     ///
     /// # Safety
     ///
-    /// The memory can be executed where it lies.
-    pub unsafe fn new(memory: &'m mut [u8], layout: Layout, style: Style) -> Result<Self, EmitError> {
-        let va = memory.as_ptr() as u64;
-        let table = CodeTable::emit(memory, va, layout, &style.options())?;
-        Ok(Self { _memory: memory, table })
+    /// As for [`Slot::new`].
+    pub unsafe fn new(memory: *mut [u8], layout: Layout, style: Style) -> Result<Self, EmitError> {
+        // SAFETY: the caller's promise.
+        let memory = unsafe { &mut *memory };
+        let va = memory.as_ptr().expose_provenance() as u64;
+        CodeTable::emit(memory, va, layout, &style.options()).map(Self)
     }
 }
 
-impl Engine for Table<'_> {
+impl Engine for Table {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        // SAFETY: the table is in place, in memory that can be executed (`new`) and that it borrows.
-        unsafe { call(self.table.resolve(insn, gprs), gprs) };
+        // SAFETY: the table is in place, in memory that can be executed (`new`).
+        unsafe { call(self.0.resolve(insn, gprs), gprs) };
         Ok(())
     }
 }
@@ -122,7 +125,7 @@ impl Engine for Table<'_> {
 /// `entry` is the address of a stub; the machine is ours, so that no access can do harm.
 unsafe fn call(entry: u64, gprs: &mut Gprs) {
     // SAFETY: the caller's promise; this is a stub's signature.
-    let entry: extern "sysv64" fn(*mut Gprs) -> u64 = unsafe { core::mem::transmute(entry) };
+    let entry: extern "sysv64" fn(*mut Gprs) -> u64 = unsafe { core::mem::transmute(core::ptr::with_exposed_provenance::<u8>(entry as usize)) };
     entry(gprs);
 }
 

@@ -15,7 +15,7 @@ pub fn linux() -> Result<PathBuf> {
     let target = host::scratch()?.join("guest");
     let mut cargo = cargo_build()?;
     cargo.args(["--package", "hw-guest", "--target-dir"]).arg(&target).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    host::run(&mut cargo)?;
+    host::build(&mut cargo)?;
     let init = fs::read(target.join(TARGET).join("release/hw-guest"))?;
     let archive = host::scratch()?.join("initramfs.cpio");
     fs::write(&archive, initramfs::pack(&init))?;
@@ -40,7 +40,7 @@ pub fn ring0() -> Result<PathBuf> {
     ];
     cargo.current_dir(&directory).arg("--target-dir").arg(&target);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    host::run(&mut cargo)?;
+    host::build(&mut cargo)?;
     Ok(target.join(TARGET).join("release/hw-ring0"))
 }
 

@@ -93,6 +93,13 @@ fn update_lists() -> Result<()> {
     run(Command::new("apt-get").args(["-qq", "update"])).context("apt-get update (needs root)").map(drop)
 }
 
+/// Runs a build, which may talk to the user.
+pub fn build(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("starting {:?}", command.get_program()))?;
+    ensure!(status.success(), "{:?} failed: {status}", command.get_program());
+    Ok(())
+}
+
 /// Runs a command to its end; returns what it printed.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("starting {:?}", command.get_program()))?;

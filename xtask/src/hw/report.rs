@@ -98,15 +98,17 @@ fn cell(lines: &[Vec<&str>], place: Place, check: &Check, layout: Layout) -> Cel
     let (mut total, mut failed, mut why) = (0, Vec::new(), None);
     for &variant in variants {
         let key = [check.name, &layout, variant];
-        match lines.iter().find(|line| line.starts_with(&key)).map(|line| &line[3..]) {
-            Some([accesses, "ok"]) => total += accesses.parse().unwrap_or(0),
-            Some([_, reason]) => {
+        let results: Vec<_> = lines.iter().filter(|line| line.starts_with(&key)).map(|line| &line[3..]).collect();
+        match results[..] {
+            [[accesses, "ok"]] => total += accesses.parse().unwrap_or(0),
+            [[_, reason]] => {
                 failed.push(variant);
                 why.get_or_insert((*reason).to_owned());
             }
+            // Silence fails a check, and does not make a negative control work.
             _ => {
-                // Silence fails a check, and does not make a negative control work.
-                return Cell::Failed { variants: Vec::new(), why: format!("{variant}: no result") };
+                let why = format!("{variant}: {} results", results.len());
+                return Cell::Failed { variants: Vec::new(), why };
             }
         }
     }
