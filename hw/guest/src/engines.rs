@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 
 use hw_shared::stubs::{Slot, Style};
-use hw_shared::{Engine, Refused};
+use hw_shared::{Engine, Refused, by_hand};
 use ioemul::{DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortSet, QuirkTable, Ring, StubTable};
 
 /// An engine and its place in the report.
@@ -26,6 +26,12 @@ pub fn all() -> Result<Vec<Named>, Box<dyn Error>> {
         engines.push(Named { layout, variant: "table", engine: Box::new(Table(table)) });
     }
     Ok(engines)
+}
+
+/// The reference, in place of the library.
+pub fn by_hand() -> io::Result<Vec<Named>> {
+    let engine = Box::new(ByHand(executable_memory()?));
+    Ok(vec![Named { layout: Layout::CallRet, variant: "by hand", engine }])
 }
 
 /// A slot of which one byte may be wrong.
@@ -54,6 +60,20 @@ impl Engine for Table {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
         // SAFETY: as for the emulator: the machine is ours alone.
         unsafe { self.0.resolve(insn, gprs).run(gprs) }.map_err(|_| Refused)
+    }
+}
+
+/// An instruction between registers loaded and stored by hand: under Xen it traps, and Xen's stub executes it.
+struct ByHand(*mut [u8]);
+
+impl Engine for ByHand {
+    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+        // SAFETY: the memory is ours and executable, and so is the machine.
+        unsafe {
+            self.0.cast::<[u8; 4]>().write(by_hand::code(insn));
+            by_hand::run(gprs, self.0.cast());
+        }
+        Ok(())
     }
 }
 

@@ -3,10 +3,11 @@
 mod engines;
 mod machine;
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Write};
 
-use hw_shared::{CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Failure, Kind, Line, Params, run_broken, run_check};
+use hw_shared::{CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Failure, Kind, Line, Mode, Params, script, run_broken, run_check};
 use ioemul::{DmiIdentity, IoPrivilegeLevel, Layout};
 
 use engines::Named;
@@ -23,21 +24,49 @@ fn main() {
     machine::power_off();
 }
 
-fn run(serial: &mut File) -> Result<(), Box<dyn std::error::Error>> {
+fn run(serial: &mut File) -> Result<(), Box<dyn Error>> {
     let params = Params::parse(&std::fs::read_to_string("/proc/cmdline")?);
+    match params.mode {
+        Mode::Checks => checks(serial, &params),
+        Mode::Record => record(serial, &mut engines::all()?, &params),
+        Mode::RecordByHand => record(serial, &mut engines::by_hand()?, &params),
+        Mode::Soak => todo!(),
+    }
+}
+
+/// The table of checks, in every layout and variant.
+fn checks(serial: &mut File, params: &Params) -> Result<(), Box<dyn Error>> {
     let mut engines = engines::all()?;
     let (unprivileged, privileged) = CHECKS.split_first().ok_or("the table of checks is empty")?;
     let early = params.control.then(IoPrivilegeLevel::acquire).transpose()?;
-    run_on_all(serial, unprivileged, &mut engines, &params)?;
+    run_on_all(serial, unprivileged, &mut engines, params)?;
     drop(early);
 
     let _privilege = IoPrivilegeLevel::acquire()?;
-    let chipset = Chipset::probe(&mut *engines[0].engine).map_err(|_| "PCI configuration space faults")?;
-    machine::install_smm_handler(chipset, &mut *engines[0].engine, params.control)?;
+    prepare_smm(&mut engines, params)?;
     for check in privileged {
-        run_on_all(serial, check, &mut engines, &params)?;
+        run_on_all(serial, check, &mut engines, params)?;
     }
     Ok(())
+}
+
+/// The reference script, once in every layout.
+fn record(serial: &mut File, engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Error>> {
+    let _privilege = IoPrivilegeLevel::acquire()?;
+    prepare_smm(engines, params)?;
+    for Named { layout, engine, .. } in engines.iter_mut().filter(|engine| engine.variant != "table") {
+        let mut lines = String::new();
+        script::record(&format_args!("{layout:?}"), &mut **engine, params, &mut lines)?;
+        serial.write_all(lines.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Puts our handler into SMRAM.
+fn prepare_smm(engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Error>> {
+    let engine = &mut *engines[0].engine;
+    let chipset = Chipset::probe(engine).map_err(|_| "PCI configuration space faults")?;
+    Ok(machine::install_smm_handler(chipset, engine, params.control)?)
 }
 
 /// Runs one check in every layout and variant.
@@ -46,7 +75,7 @@ fn run_on_all(
     check: &Check,
     engines: &mut [Named],
     params: &Params,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<(), Box<dyn Error>> {
     let mut report = |layout, variant, outcome: &Result<u64, Failure>| -> io::Result<()> {
         writeln!(serial, "{}", Line { check: check.name, layout, variant, outcome })
     };

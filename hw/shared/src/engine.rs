@@ -140,11 +140,11 @@ fn one(
 /// SMIs with random registers.
 fn random_smis(engine: &mut dyn Engine, params: &Params) -> Result<u64, Failure> {
     let mut mix = Mix::new(params.seed, Devices::Smm);
-    for access in 1..=params.smis {
+    for access in 1..=params.count {
         let (insn, before) = mix.next();
         one(engine, access, insn, before, &exchange(&before), Gprs::STATUS_FLAGS)?;
     }
-    Ok(params.smis)
+    Ok(params.count)
 }
 
 /// An access that changes nothing, by an engine that should get that wrong.

@@ -12,13 +12,14 @@ pub mod model;
 mod params;
 mod report;
 mod rng;
+pub mod script;
 mod smm;
 pub mod stubs;
 
 pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, Kind, Reg, Step};
 pub use engine::{Engine, Failure, Mismatch, Refused, run_broken, run_check, run_steps};
 pub use mix::{Devices, Mix};
-pub use params::Params;
+pub use params::{Mode, Params};
 pub use report::{Line, Place, RING0_VARIANTS, RING3_VARIANTS};
 pub use rng::Rng;
 pub use smm::{Chipset, HANDLER_ADDRESS, SMI_COMMAND, SMI_PORT, exchange, handler};

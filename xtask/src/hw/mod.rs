@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hw_shared::{Params, Place};
+use hw_shared::{Mode, Params, Place};
 
 use report::Run;
 
@@ -78,7 +78,7 @@ fn run_all(jobs: &[Job], seed: u64, smis: u64) -> Result<Vec<Run>> {
 
 fn run_one(job: &Job, seed: u64, smis: u64) -> Result<Run> {
     let Job { place, machine, control, image } = *job;
-    let params = Params { seed, smis, control };
+    let params = Params { mode: Mode::Checks, seed, count: smis, seconds: 0, control, proliant: !control };
     let command_line = match place {
         Place::Ring3 => format!("console=ttyS0 quiet panic=-1 {params}"),
         Place::Ring0 => params.to_string(),

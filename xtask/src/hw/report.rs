@@ -36,6 +36,15 @@ enum Cell {
     Failed { variants: Vec<&'static str>, why: String },
 }
 
+impl Cell {
+    fn failed(&self) -> &[&'static str] {
+        match self {
+            Cell::Failed { variants, .. } => variants,
+            _ => &[],
+        }
+    }
+}
+
 impl Run {
     /// Sorts out the serial output. What is expected and absent has failed.
     pub fn new(
@@ -66,6 +75,14 @@ impl Run {
         }
         let cells = CHECKS.iter().map(|check| LAYOUTS.map(|layout| cell(&lines, place, check, layout))).collect();
         Self { place, machine, control, wall, log, cells, trouble }
+    }
+
+    fn name(&self) -> String {
+        let place = match self.place {
+            Place::Ring3 => "Linux, ring 3",
+            Place::Ring0 => "no OS, ring 0",
+        };
+        format!("{}: {place}", self.machine)
     }
 
     /// Everything passed; in a negative control, everything failed.
@@ -135,49 +152,65 @@ const DETAILS: usize = 8;
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (controls, runs): (Vec<_>, Vec<_>) = self.runs.iter().partition(|run| run.control);
-        self.table(f, "Checks", "ok", &runs)?;
-        writeln!(f)?;
-        let why = "the same checks on machines without the devices: every one has to fail";
-        writeln!(f, "Negative controls: {why}\n")?;
-        self.table(f, "Check", "fails", &controls)?;
+        self.checks(f, &runs)?;
+        self.controls(f, &controls)?;
         self.failures(f)?;
         self.totals(f)
     }
 }
 
 impl Report<'_> {
-    fn table(&self, f: &mut fmt::Formatter<'_>, title: &str, good: &str, runs: &[&Run]) -> fmt::Result {
-        write!(f, "{:NAME$}", "")?;
-        for run in runs {
-            write!(f, " | {:23}", format!("{}: {}", run.machine, place(run.place)))?;
-        }
-        write!(f, "\n{title:NAME$}")?;
-        for _ in runs {
-            write!(f, " | {:5} {:5} {:5} {:5}", "call", "rop", "compt", "inlin")?;
-        }
-        writeln!(f)?;
+    fn checks(&self, f: &mut fmt::Formatter<'_>, runs: &[&Run]) -> fmt::Result {
+        let heads: Vec<_> = runs.iter().map(|run| format!(" | {:23}", run.name())).collect();
+        let names: String = LAYOUTS.iter().map(|layout| format!(" {:5.5}", format!("{layout:?}"))).collect();
+        writeln!(f, "{:NAME$}{}", "", heads.concat().trim_end())?;
+        writeln!(f, "{:NAME$}{}", "Checks", format!(" |{names}").repeat(runs.len()).trim_end())?;
         for (index, check) in CHECKS.iter().enumerate() {
-            write!(f, "{:NAME$}", check.name)?;
+            let mut row = format!("{:NAME$}", check.name);
             for run in runs {
-                write!(f, " |")?;
+                row.push_str(" |");
                 for cell in &run.cells[index] {
-                    let bad = run.bad_cells().any(|(_, _, other)| std::ptr::eq(other, cell));
                     let word = match cell {
                         Cell::None => "-",
-                        Cell::Passed(_) | Cell::Failed { .. } if !bad => good,
-                        _ => "BAD",
+                        Cell::Passed(_) => "ok",
+                        Cell::Failed { .. } => "BAD",
                     };
-                    write!(f, " {word:5}")?;
+                    row.push_str(&format!(" {word:5}"));
                 }
             }
-            writeln!(f)?;
+            writeln!(f, "{}", row.trim_end())?;
+        }
+        Ok(())
+    }
+
+    fn controls(&self, f: &mut fmt::Formatter<'_>, controls: &[&Run]) -> fmt::Result {
+        writeln!(f, "\nNegative controls: on a machine without the devices, every check fails in every layout and variant\n")?;
+        let heads: String = controls.iter().map(|run| format!(" | {:18}", run.name())).collect();
+        writeln!(f, "{:NAME$}{heads} | for example", "")?;
+        for (index, check) in CHECKS.iter().enumerate() {
+            let mut row = format!("{:NAME$}", check.name);
+            for run in controls {
+                let expected = check.kind.variants(run.place).len() * LAYOUTS.len();
+                let failed: usize = run.cells[index].iter().map(|cell| cell.failed().len()).sum();
+                let word = match (expected, failed) {
+                    (0, _) => "-".to_owned(),
+                    (expected, failed) if expected == failed => format!("{failed} of {expected} fail"),
+                    (expected, failed) => format!("BAD: {failed} of {expected}"),
+                };
+                row.push_str(&format!(" | {word:18}"));
+            }
+            let why = controls.iter().flat_map(|run| &run.cells[index]).find_map(|cell| match cell {
+                Cell::Failed { why, .. } => Some(why.as_str()),
+                _ => None,
+            });
+            writeln!(f, "{row} | {}", why.unwrap_or("nothing fails"))?;
         }
         Ok(())
     }
 
     fn failures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for run in self.runs.iter().filter(|run| !run.good()) {
-            writeln!(f, "\n{}: {} ({})", run.machine, place(run.place), run.log.display())?;
+            writeln!(f, "\n{} ({})", run.name(), run.log.display())?;
             for trouble in &run.trouble {
                 writeln!(f, "  {trouble}")?;
             }
@@ -205,24 +238,13 @@ impl Report<'_> {
             let failed = run.count(|cell| matches!(cell, Cell::Failed { .. }).into());
             let accesses = run.count(|cell| if let Cell::Passed(accesses) = cell { *accesses } else { 0 });
             let kind = if run.control { "control" } else { "checks" };
-            writeln!(
-                f,
-                "{:4} {} {kind:8} {passed:3} passed {failed:3} failed {accesses:8} accesses compared {:6.2} s",
-                run.machine,
-                place(run.place),
-                run.wall.as_secs_f64()
-            )?;
+            let (name, wall) = (run.name(), run.wall.as_secs_f64());
+            write!(f, "{name:18} {kind:7} {passed:3} passed {failed:3} failed {wall:5.2} s")?;
+            writeln!(f, "{}", if run.control { String::new() } else { format!(" {accesses:7} accesses compared") })?;
         }
         let (prepared, total) = (self.prepared.as_secs_f64(), self.total.as_secs_f64());
         let verdict = if self.runs.iter().all(Run::good) { "everything is as it should be" } else { "FAILED" };
         writeln!(f, "seed {}; fetching and building {prepared:.1} s, all in all {total:.1} s", self.seed)?;
         writeln!(f, "{verdict}")
-    }
-}
-
-fn place(place: Place) -> &'static str {
-    match place {
-        Place::Ring3 => "Linux, ring 3",
-        Place::Ring0 => "no OS, ring 0",
     }
 }
