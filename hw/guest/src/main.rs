@@ -1,4 +1,4 @@
-//! The only process of a Linux guest (`/init`): runs the checks in ring 3 and reports on the serial port.
+//! The only process of a Linux guest (`/init`): runs the checks in ring 3 and reports on the console.
 
 mod engines;
 mod machine;
@@ -16,48 +16,48 @@ fn main() {
     machine::mount("devtmpfs", "/dev");
     machine::mount("proc", "/proc");
     machine::mount("sysfs", "/sys");
-    let mut serial = File::options().write(true).open("/dev/ttyS0").expect("the kernel has a serial port");
-    if let Err(error) = run(&mut serial) {
-        writeln!(serial, "ioemul|error|{error}").expect("the serial port takes it");
+    let mut console = File::options().write(true).open("/dev/console").expect("the kernel has a console");
+    if let Err(error) = run(&mut console) {
+        writeln!(console, "ioemul|error|{error}").expect("the console takes it");
     }
-    writeln!(serial, "ioemul|end").expect("the serial port takes it");
+    writeln!(console, "ioemul|end").expect("the console takes it");
     machine::power_off();
 }
 
-fn run(serial: &mut File) -> Result<(), Box<dyn Error>> {
+fn run(console: &mut File) -> Result<(), Box<dyn Error>> {
     let params = Params::parse(&std::fs::read_to_string("/proc/cmdline")?);
     match params.mode {
-        Mode::Checks => checks(serial, &params),
-        Mode::Record => record(serial, &mut engines::all()?, &params),
-        Mode::RecordByHand => record(serial, &mut engines::by_hand()?, &params),
+        Mode::Checks => checks(console, &params),
+        Mode::Record => record(console, &mut engines::all()?, &params),
+        Mode::RecordByHand => record(console, &mut engines::by_hand()?, &params),
         Mode::Soak => todo!(),
     }
 }
 
 /// The table of checks, in every layout and variant.
-fn checks(serial: &mut File, params: &Params) -> Result<(), Box<dyn Error>> {
+fn checks(console: &mut File, params: &Params) -> Result<(), Box<dyn Error>> {
     let mut engines = engines::all()?;
     let (unprivileged, privileged) = CHECKS.split_first().ok_or("the table of checks is empty")?;
     let early = params.control.then(IoPrivilegeLevel::acquire).transpose()?;
-    run_on_all(serial, unprivileged, &mut engines, params)?;
+    run_on_all(console, unprivileged, &mut engines, params)?;
     drop(early);
 
     let _privilege = IoPrivilegeLevel::acquire()?;
     prepare_smm(&mut engines, params)?;
     for check in privileged {
-        run_on_all(serial, check, &mut engines, params)?;
+        run_on_all(console, check, &mut engines, params)?;
     }
     Ok(())
 }
 
 /// The reference script, once in every layout.
-fn record(serial: &mut File, engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Error>> {
+fn record(console: &mut File, engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Error>> {
     let _privilege = IoPrivilegeLevel::acquire()?;
     prepare_smm(engines, params)?;
     for Named { layout, engine, .. } in engines.iter_mut().filter(|engine| engine.variant != "table") {
         let mut lines = String::new();
         script::record(&format_args!("{layout:?}"), &mut **engine, params, &mut lines)?;
-        serial.write_all(lines.as_bytes())?;
+        console.write_all(lines.as_bytes())?;
     }
     Ok(())
 }
@@ -71,13 +71,13 @@ fn prepare_smm(engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Err
 
 /// Runs one check in every layout and variant.
 fn run_on_all(
-    serial: &mut File,
+    console: &mut File,
     check: &Check,
     engines: &mut [Named],
     params: &Params,
 ) -> Result<(), Box<dyn Error>> {
     let mut report = |layout, variant, outcome: &Result<u64, Failure>| -> io::Result<()> {
-        writeln!(serial, "{}", Line { check: check.name, layout, variant, outcome })
+        writeln!(console, "{}", Line { check: check.name, layout, variant, outcome })
     };
     if matches!(check.kind, Kind::Broken) {
         for layout in Layout::ALL {
