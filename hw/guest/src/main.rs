@@ -6,8 +6,13 @@ mod machine;
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
-use hw_shared::{CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Failure, Kind, Line, Mode, Params, script, run_broken, run_check};
+use hw_shared::model::Model;
+use hw_shared::{
+    CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Failure, Kind, Line, Mix, Mode, Params, run_broken,
+    run_check, script, soak,
+};
 use ioemul::{DmiIdentity, IoPrivilegeLevel, Layout};
 
 use engines::Named;
@@ -30,7 +35,8 @@ fn run(console: &mut File) -> Result<(), Box<dyn Error>> {
         Mode::Checks => checks(console, &params),
         Mode::Record => record(console, &mut engines::all()?, &params),
         Mode::RecordByHand => record(console, &mut engines::by_hand()?, &params),
-        Mode::Soak => todo!(),
+        Mode::Soak => soak(console, &mut engines::all()?, Devices::All, &params),
+        Mode::SoakSmm => soak(console, &mut engines::all()?, Devices::Smm, &params),
     }
 }
 
@@ -54,10 +60,38 @@ fn checks(console: &mut File, params: &Params) -> Result<(), Box<dyn Error>> {
 fn record(console: &mut File, engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Error>> {
     let _privilege = IoPrivilegeLevel::acquire()?;
     prepare_smm(engines, params)?;
+    let mut lines = String::new();
     for Named { layout, engine, .. } in engines.iter_mut().filter(|engine| engine.variant != "table") {
-        let mut lines = String::new();
         script::record(&format_args!("{layout:?}"), &mut **engine, params, &mut lines)?;
-        console.write_all(lines.as_bytes())?;
+    }
+    if params.mode == Mode::Record {
+        script::record(&"broken", &mut engines::broken(Layout::CallRet, true)?, params, &mut lines)?;
+    }
+    console.write_all(lines.as_bytes())?;
+    Ok(())
+}
+
+/// The mix, on all engines in turn, next to the model.
+fn soak(console: &mut File, engines: &mut [Named], devices: Devices, params: &Params) -> Result<(), Box<dyn Error>> {
+    let _privilege = IoPrivilegeLevel::acquire()?;
+    prepare_smm(engines, &Params { control: false, ..*params })?;
+    let mut broken = engines::broken(Layout::CallRet, true)?;
+    let mut names: Vec<String> = engines.iter().map(|e| format!("{:?}, {}", e.layout, e.variant)).collect();
+    let mut turns: Vec<&mut dyn Engine> = engines.iter_mut().map(|e| &mut *e.engine).collect();
+    if params.control {
+        names.push("the broken slot".to_owned());
+        turns.push(&mut broken);
+    }
+    let (start, limit) = (Instant::now(), Duration::from_secs(params.seconds));
+    let go_on = |accesses: u64| {
+        (params.count == 0 || accesses < params.count)
+            // The clock is asked now and then: it costs more than an access.
+            && (params.seconds == 0 || !accesses.is_multiple_of(64) || start.elapsed() < limit)
+    };
+    let mut mix = Mix::new(params.seed, devices);
+    match soak::soak(&mut turns, &mut mix, &mut Model::new(params.proliant), go_on) {
+        Ok(counts) => writeln!(console, "ioemul|soak|{counts}|ok")?,
+        Err((turn, failure)) => writeln!(console, "ioemul|soak|{}|{failure}", names[turn])?,
     }
     Ok(())
 }

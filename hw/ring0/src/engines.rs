@@ -69,10 +69,15 @@ pub fn for_each(mut visit: impl FnMut(Layout, &'static str, &mut dyn Engine)) {
     }
 }
 
-/// A slot of which one byte may be wrong.
-pub fn broken(layout: Layout, broken: bool) -> Slot {
-    // SAFETY: all memory is executable here, and the engines live one after the other.
-    unsafe { Slot::new(memory(), layout, Style { broken, ..Style::default() }) }.expect("it fits")
+/// One of four slots that can be used side by side, of which one byte may be wrong.
+pub fn slot(layout: Layout, place: usize, broken: bool) -> Slot {
+    const SIZE: usize = size_of::<Memory>() / 4;
+    assert!(place < 4);
+    // SAFETY: all memory is executable here, this is a quarter of ours, and nobody asks for it twice at a time.
+    unsafe {
+        let quarter = core::ptr::slice_from_raw_parts_mut(memory().cast::<u8>().add(place * SIZE), SIZE);
+        Slot::new(quarter, layout, Style { broken, quirk: quirk(), ..Style::default() }).expect("it fits")
+    }
 }
 
 /// Engines live one after the other: each is gone before the next asks for the memory.

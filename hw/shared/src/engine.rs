@@ -91,7 +91,7 @@ impl Step {
 }
 
 /// The first register in which `is` and `should_be` differ, RFLAGS by the bits in `flags` only.
-fn compare(is: &Gprs, should_be: &Gprs, flags: u64) -> Result<(), Mismatch> {
+pub(crate) fn compare(is: &Gprs, should_be: &Gprs, flags: u64) -> Result<(), Mismatch> {
     for ((&register, is), should_be) in Gprs::NAMES.iter().zip(is.to_words()).zip(should_be.to_words()) {
         let mask = if register == "rflags" { flags } else { u64::MAX };
         if is & mask != should_be & mask {

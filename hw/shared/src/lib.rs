@@ -14,6 +14,7 @@ mod report;
 mod rng;
 pub mod script;
 mod smm;
+pub mod soak;
 pub mod stubs;
 
 pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, Kind, Reg, Step};

@@ -11,8 +11,10 @@ pub enum Mode {
     Record,
     /// As [`Mode::Record`], but by hand in place of the library: under Xen.
     RecordByHand,
-    /// Runs the endless mix and compares it with the model.
+    /// Runs the endless mix on all engines in turn and compares it with the model.
     Soak,
+    /// As [`Mode::Soak`], with the SMM mailbox as the only device.
+    SoakSmm,
 }
 
 /// The parameters of a run.
@@ -23,22 +25,23 @@ pub struct Params {
     /// Where random registers come from.
     pub seed: u64,
     /// [`Mode::Checks`]: how many SMIs with random registers each engine gets. [`Mode::Record`]: how many random accesses
-    /// follow those of the table. [`Mode::Soak`]: when to stop.
+    /// follow those of the table. [`Mode::Soak`]: after how many accesses to stop; 0 for no such limit.
     pub count: u64,
-    /// [`Mode::Soak`]: when to stop, in seconds.
+    /// [`Mode::Soak`] under Linux: after how many seconds to stop; 0 for no such limit.
     pub seconds: u64,
-    /// A negative control: privilege is granted before anything runs, the SMM handler answers another command, the broken
-    /// stubs are whole.
+    /// A negative control. [`Mode::Checks`]: privilege is granted before anything runs, the SMM handler answers another
+    /// command, the broken stubs are whole. [`Mode::Soak`]: one of the engines is broken.
     pub control: bool,
     /// The machine says that it is a ProLiant.
     pub proliant: bool,
 }
 
-const MODES: [(Mode, &str); 4] = [
+const MODES: [(Mode, &str); 5] = [
     (Mode::Checks, "checks"),
     (Mode::Record, "record"),
     (Mode::RecordByHand, "record-by-hand"),
     (Mode::Soak, "soak"),
+    (Mode::SoakSmm, "soak-smm"),
 ];
 
 impl fmt::Display for Params {
