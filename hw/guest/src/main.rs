@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use hw_shared::model::Model;
 use hw_shared::{
-    CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Failure, Kind, Line, Mix, Mode, Params, run_broken,
-    run_check, script, soak,
+    CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Failure, Kind, Line, Mix, Mode, Params,
+    run_broken, run_check, script, soak,
 };
 use ioemul::{DmiIdentity, IoPrivilegeLevel, Layout};
 
@@ -104,12 +104,7 @@ fn prepare_smm(engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Err
 }
 
 /// Runs one check in every layout and variant.
-fn run_on_all(
-    console: &mut File,
-    check: &Check,
-    engines: &mut [Named],
-    params: &Params,
-) -> Result<(), Box<dyn Error>> {
+fn run_on_all(console: &mut File, check: &Check, engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Error>> {
     let mut report = |layout, variant, outcome: &Result<u64, Failure>| -> io::Result<()> {
         writeln!(console, "{}", Line { check: check.name, layout, variant, outcome })
     };

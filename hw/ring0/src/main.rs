@@ -10,9 +10,7 @@ mod smbios;
 use core::fmt::Write;
 
 use hw_shared::model::Model;
-use hw_shared::{
-    CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script, soak,
-};
+use hw_shared::{CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script, soak};
 use ioemul::Layout;
 
 use machine::Serial;
@@ -69,7 +67,8 @@ fn soak(devices: Devices, params: &Params) {
     let mut slots = core::array::from_fn::<_, 4, _>(|n| engines::slot(Layout::ALL[n], n, params.control && n == 3));
     let [a, b, c, d] = &mut slots;
     let mut mix = Mix::new(params.seed, devices);
-    match soak::soak(&mut [a, b, c, d], &mut mix, &mut Model::new(params.proliant), |accesses| accesses < params.count) {
+    match soak::soak(&mut [a, b, c, d], &mut mix, &mut Model::new(params.proliant), |accesses| accesses < params.count)
+    {
         Ok(counts) => print(format_args!("ioemul|soak|{counts}|ok\n")),
         Err((turn, failure)) => print(format_args!("ioemul|soak|{:?}, slot|{failure}\n", Layout::ALL[turn])),
     }

@@ -149,12 +149,8 @@ fn random_smis(engine: &mut dyn Engine, params: &Params) -> Result<u64, Failure>
 
 /// An access that changes nothing, by an engine that should get that wrong.
 pub fn run_broken(engine: &mut dyn Engine) -> Result<u64, Failure> {
-    let post_code = Step {
-        insn: IoInsn::out_imm8(ioemul::Width::Byte, 0x80),
-        dx: None,
-        set: &[],
-        after: After::Regs(&[]),
-    };
+    let post_code =
+        Step { insn: IoInsn::out_imm8(ioemul::Width::Byte, 0x80), dx: None, set: &[], after: After::Regs(&[]) };
     match run_steps(&[post_code], engine) {
         Err(Failure::Registers { .. }) => Ok(1),
         Err(other) => Err(other),

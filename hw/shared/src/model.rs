@@ -16,8 +16,8 @@ pub const PROLIANT_PORT: u16 = 0xcd4;
 pub const PROLIANT_ANSWER: u8 = 0x51;
 /// The CMOS bytes that nobody else uses.
 pub const CMOS_SPARE: core::ops::Range<u8> = 0x60..0x70;
-/// `-m 256`
-const MEMORY: u64 = 256 << 20;
+/// How much memory the machines have, in bytes: what Xen and its dom0 need.
+pub const MEMORY: u64 = 640 << 20;
 
 /// The state of the devices.
 #[derive(Clone, Debug)]
@@ -83,6 +83,7 @@ impl Model {
 impl Engine for Model {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
         let (port, width) = (insn.port(gprs), insn.width);
+        let poll = self.proliant && polls(insn, gprs);
         gprs.rflags = Gprs::FLAGS_AT_IO;
         match insn.direction {
             Direction::In => {
@@ -91,7 +92,7 @@ impl Engine for Model {
             }
             _ => self.output(port, width, gprs.rax as u32 & width.mask(), gprs),
         }
-        if self.proliant && polls(insn, gprs) {
+        if poll {
             gprs.rax = width.merge(gprs.rax, PROLIANT_ANSWER.into());
         }
         Ok(())

@@ -58,7 +58,8 @@ impl Params {
     pub fn parse(command_line: &str) -> Self {
         let value = |name: &str| {
             let words = command_line.split_ascii_whitespace();
-            let mut values = words.filter_map(|word| word.strip_prefix("ioemul.")?.strip_prefix(name)?.strip_prefix('='));
+            let mut values =
+                words.filter_map(|word| word.strip_prefix("ioemul.")?.strip_prefix(name)?.strip_prefix('='));
             values.next().unwrap_or("")
         };
         let number = |name| value(name).parse().unwrap_or(0);

@@ -25,7 +25,12 @@ pub fn for_each_access(params: &Params, mut visit: impl FnMut(&'static str, IoIn
 }
 
 /// Runs the script and writes a line for each access: `ioemul|access|<number>|<source>|<what changed>`.
-pub fn record(source: &dyn fmt::Display, engine: &mut dyn Engine, params: &Params, out: &mut dyn fmt::Write) -> fmt::Result {
+pub fn record(
+    source: &dyn fmt::Display,
+    engine: &mut dyn Engine,
+    params: &Params,
+    out: &mut dyn fmt::Write,
+) -> fmt::Result {
     let mut number = 0;
     let mut result = Ok(());
     for_each_access(params, |_, insn, before| {

@@ -67,8 +67,7 @@ pub fn soak<E: Engine + ?Sized>(
         model.execute(insn, &mut should_be).expect("the model refuses nothing");
         // A poll leaves its own flags.
         let flags = if polls(insn, &before) { 0 } else { Gprs::STATUS_FLAGS };
-        compare(&is, &should_be, flags)
-            .map_err(|first| (turn, Failure::Registers { access, insn, port, first }))?;
+        compare(&is, &should_be, flags).map_err(|first| (turn, Failure::Registers { access, insn, port, first }))?;
         counts.add(port);
     }
     Ok(counts)

@@ -125,7 +125,8 @@ impl Engine for Table {
 /// `entry` is the address of a stub; the machine is ours, so that no access can do harm.
 unsafe fn call(entry: u64, gprs: &mut Gprs) {
     // SAFETY: the caller's promise; this is a stub's signature.
-    let entry: extern "sysv64" fn(*mut Gprs) -> u64 = unsafe { core::mem::transmute(core::ptr::with_exposed_provenance::<u8>(entry as usize)) };
+    let entry: extern "sysv64" fn(*mut Gprs) -> u64 =
+        unsafe { core::mem::transmute(core::ptr::with_exposed_provenance::<u8>(entry as usize)) };
     entry(gprs);
 }
 

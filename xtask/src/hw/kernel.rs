@@ -1,7 +1,7 @@
-//! Debian's kernel as an ELF file: QEMU boots that through PVH and skips two seconds of decompression.
+//! Debian's kernels as ELF files. QEMU boots Linux that way through PVH and skips two seconds of decompression.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -15,16 +15,37 @@ pub fn vmlinux() -> Result<PathBuf> {
     if vmlinux.exists() {
         return Ok(vmlinux);
     }
-    let mut files = fs::read_dir(package.join("boot"))?.filter_map(|entry| Some(entry.ok()?.path()));
-    let is_kernel = |path: &PathBuf| path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"vmlinuz-"));
-    let image = fs::read(files.find(is_kernel).context("the kernel package holds no /boot/vmlinuz-*")?)?;
+    let image = fs::read(boot_file(&package, "vmlinuz-", "")?)?;
     let payload = package.join("vmlinux.xz");
     fs::write(&payload, xz_payload(&image)?)?;
     let elf = Command::new("xz").args(["-dc", "--single-stream"]).arg(&payload).output()?;
-    ensure!(elf.status.success() && elf.stdout.starts_with(b"\x7fELF"), "the kernel's payload is not an ELF file in xz");
+    ensure!(
+        elf.status.success() && elf.stdout.starts_with(b"\x7fELF"),
+        "the kernel's payload is not an ELF file in xz"
+    );
     fs::remove_file(payload)?;
     fs::write(&vmlinux, elf.stdout)?;
     Ok(vmlinux)
+}
+
+/// Fetches Xen, once, and returns the hypervisor.
+pub fn xen() -> Result<PathBuf> {
+    let package = host::unpacked_package("xen-system-amd64", Some("xen-hypervisor-4"))?;
+    let elf = package.join("xen.elf");
+    if !elf.exists() {
+        let output = Command::new("gzip").arg("-dc").arg(boot_file(&package, "xen-", ".gz")?).output()?;
+        ensure!(output.status.success() && output.stdout.starts_with(b"\x7fELF"), "Xen is not an ELF file in gzip");
+        fs::write(&elf, output.stdout)?;
+    }
+    Ok(elf)
+}
+
+fn boot_file(package: &Path, prefix: &str, suffix: &str) -> Result<PathBuf> {
+    let mut files = fs::read_dir(package.join("boot"))?.filter_map(|entry| Some(entry.ok()?.path()));
+    let wanted = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|n| n.starts_with(prefix) && n.ends_with(suffix))
+    };
+    files.find(wanted).with_context(|| format!("{} holds no boot/{prefix}*{suffix}", package.display()))
 }
 
 /// The compressed kernel within a bzImage, as its header describes it (Documentation/x86/boot.rst).
