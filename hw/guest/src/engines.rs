@@ -5,7 +5,7 @@ use std::io;
 
 use hw_shared::stubs::{Slot, Style};
 use hw_shared::{Engine, Refused, by_hand};
-use ioemul::{DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortSet, QuirkTable, Ring, StubTable};
+use ioemul::{Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortSet, QuirkTable, Ring, StubTable};
 
 /// An engine and its place in the report.
 pub struct Named {
@@ -50,6 +50,18 @@ impl Engine for Emulator {
             ioemul::Error::Fault(_) => Refused,
             error => panic!("{insn}: {error}"),
         })
+    }
+
+    fn execute_string(&mut self, insn: IoInsn, gprs: &mut Gprs, memory: &mut [u8]) -> Result<(), Refused> {
+        let result = match insn.direction {
+            Direction::In => self.0.read_string(insn, gprs, memory),
+            _ => self.0.write_string(insn, gprs, memory),
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(ioemul::Error::Fault(_)) => Err(Refused),
+            Err(error) => panic!("{insn}: {error}"),
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Check {
 pub enum Kind {
     /// Accesses, in order.
     Script(&'static [Step]),
+    /// INS and OUTS on pc-testdev.
+    Strings,
     /// SMIs with random registers, compared with the handler's model; as many as the parameters say.
     RandomSmis,
     /// The DMI strings that the library reads in Linux.
@@ -133,6 +135,7 @@ pub const CHECKS: &[Check] = &[
             dx(IoInsn::in_dx(Dword), 0xe0, &[], Value(0x8bad_f00d)),
         ]),
     },
+    Check { name: "pc-testdev, INS and OUTS", kind: Kind::Strings },
     // The clock is started at 2031-05-06 (`-rtc base`): century, year and month hold still while the checks run.
     Check {
         name: "CMOS clock",

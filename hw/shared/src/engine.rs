@@ -2,14 +2,32 @@
 
 use core::fmt;
 
-use ioemul::{Gprs, IoInsn};
+use ioemul::{Direction, Gprs, IoInsn};
 
+use crate::strings::{refused, strings};
 use crate::{After, CHECKS, Check, Devices, Kind, Mix, Params, Rng, Step, exchange};
 
 /// Something that executes port I/O with given registers.
 pub trait Engine {
     /// Executes `insn`; a refusal leaves `gprs` alone.
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused>;
+
+    /// Executes INS or OUTS on `memory`, which is large enough: RDI or RSI point to its start for as long as that takes,
+    /// and have then moved on from what they were.
+    fn execute_string(&mut self, insn: IoInsn, gprs: &mut Gprs, memory: &mut [u8]) -> Result<(), Refused> {
+        let start = memory.as_mut_ptr().expose_provenance() as u64;
+        let (rsi, rdi) = (gprs.rsi, gprs.rdi);
+        match insn.direction {
+            Direction::In => gprs.rdi = start,
+            _ => gprs.rsi = start,
+        }
+        let result = self.execute(insn, gprs);
+        match insn.direction {
+            Direction::In => gprs.rdi = gprs.rdi.wrapping_sub(start).wrapping_add(rdi),
+            _ => gprs.rsi = gprs.rsi.wrapping_sub(start).wrapping_add(rsi),
+        }
+        result
+    }
 }
 
 /// The access did not happen: the processor raised #GP.
@@ -105,6 +123,7 @@ pub(crate) fn compare(is: &Gprs, should_be: &Gprs, flags: u64) -> Result<(), Mis
 pub fn run_check(check: &Check, engine: &mut dyn Engine, params: &Params) -> Result<u64, Failure> {
     match check.kind {
         Kind::Script(steps) => run_steps(steps, engine),
+        Kind::Strings => strings(engine),
         Kind::RandomSmis => random_smis(engine, params),
         Kind::Unprivileged => unprivileged(engine),
         Kind::Broken => Err(Failure::Other("broken stubs are made by the guest")),
@@ -174,5 +193,6 @@ fn unprivileged(engine: &mut dyn Engine) -> Result<u64, Failure> {
             compare(&gprs, &before, u64::MAX).map_err(|first| Failure::Registers { access, insn, port, first })?;
         }
     }
-    Ok(access)
+    refused(engine)?;
+    Ok(access + 1)
 }

@@ -15,6 +15,7 @@ mod rng;
 pub mod script;
 mod smm;
 pub mod soak;
+mod strings;
 pub mod stubs;
 
 pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, Kind, Reg, Step};

@@ -82,10 +82,9 @@ mod tests {
     #[test]
     fn parameters_survive_the_command_line() {
         extern crate std;
-        use std::string::ToString;
         for (mode, _) in MODES {
             let params = Params { mode, seed: u64::MAX, count: 3, seconds: 0, control: true, proliant: false };
-            assert_eq!(Params::parse(&std::format!("quiet panic=-1 {params} -- x")), params, "{}", params.to_string());
+            assert_eq!(Params::parse(&std::format!("quiet panic=-1 {params} -- x")), params, "{params}");
         }
     }
 }

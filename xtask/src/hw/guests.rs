@@ -38,7 +38,7 @@ impl Image {
         let target = host::scratch()?.join("guest");
         let mut cargo = cargo_build(&host::workspace()?);
         cargo.args(["--package", "hw-guest", "--target-dir"]).arg(&target);
-        host::build(cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+        host::build(cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"))?;
         let init = fs::read(target.join(TARGET).join("release/hw-guest"))?;
         let initramfs = host::scratch()?.join("initramfs.cpio");
         fs::write(&initramfs, initramfs::pack(&init))?;

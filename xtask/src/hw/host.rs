@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// Programs that the suite starts, and the Debian packages that hold them.
-const PROGRAMS: &[(&str, &str)] = &[("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils"), ("dpkg", "dpkg")];
+const PROGRAMS: &[(&str, &str)] = &[("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils")];
 
 /// The root of the workspace.
 pub fn workspace() -> Result<PathBuf> {

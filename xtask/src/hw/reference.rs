@@ -93,10 +93,15 @@ struct Difference {
 }
 
 /// Why a register may differ from Xen's.
-const REASONS: &[(&str, fn(&Difference) -> bool)] = &[(
-    "Xen emulates the access and returns to the guest's own RFLAGS: CF as the SMM handler left it is lost there",
-    |d| d.register == "rflags" && d.port == SMI_PORT && d.is ^ d.xen == Gprs::CF && d.xen & Gprs::CF == 0,
-)];
+struct Reason {
+    why: &'static str,
+    explains: fn(&Difference) -> bool,
+}
+
+const REASONS: &[Reason] = &[Reason {
+    why: "Xen returns to the guest's own RFLAGS: CF as the SMM handler left it is lost there",
+    explains: |d| d.register == "rflags" && d.port == SMI_PORT && d.is ^ d.xen == Gprs::CF && d.xen & Gprs::CF == 0,
+}];
 
 impl Comparison {
     /// Adds one machine: the outputs of Xen, Linux and ring 0.
@@ -134,7 +139,7 @@ impl Comparison {
                     continue;
                 }
                 let difference = Difference { insn: *insn, port: insn.port(before), register, is, xen };
-                let reason = REASONS.iter().find(|(_, explains)| explains(&difference)).map(|(reason, _)| *reason);
+                let reason = REASONS.iter().find(|reason| (reason.explains)(&difference)).map(|reason| reason.why);
                 unexplained += usize::from(reason.is_none());
                 if broken {
                     continue;

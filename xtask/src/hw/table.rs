@@ -28,6 +28,14 @@ impl fmt::Display for Report<'_> {
 
 impl Report<'_> {
     fn checks(&self, f: &mut fmt::Formatter<'_>, runs: &[&Run]) -> fmt::Result {
+        writeln!(
+            f,
+            "Each ok is the same accesses by one layout, all 16 registers compared after each: in ring 3 through"
+        )?;
+        writeln!(
+            f,
+            "the emulator and the table, in ring 0 through a slot, a table, and a slot with ENDBR64 and a return thunk.\n"
+        )?;
         let heads: Vec<_> = runs.iter().map(|run| format!(" | {:23}", run.name())).collect();
         let names: String = LAYOUTS.iter().map(|layout| format!(" {:5}", abbreviation(*layout))).collect();
         writeln!(f, "{:NAME$}{}", "", heads.concat().trim_end())?;
