@@ -36,7 +36,8 @@ pub fn by_hand() -> io::Result<Vec<Named>> {
 
 /// A slot of which one byte may be wrong.
 pub fn broken(layout: Layout, broken: bool) -> Result<Slot, Box<dyn Error>> {
-    let style = Style { broken, ring: Ring::Three, ..Style::default() };
+    let quirk = QuirkTable::for_platform(&DmiIdentity::read()?).as_slice().first().copied();
+    let style = Style { broken, quirk, ring: Ring::Three, hardened: None };
     // SAFETY: the memory is executable, and new for each slot.
     Ok(unsafe { Slot::new(executable_memory()?, layout, style) }?)
 }

@@ -40,7 +40,7 @@ pub fn run(linux: &Image, ring0: &Image, xen: &Image, seed: u64) -> Result<bool>
     }
     let good = comparison.print(seed);
     for (guest, output) in guests.iter().zip(&outputs) {
-        println!("{:4} {:?}: {:.2} s", guest.machine, guest.image, output.wall.as_secs_f64());
+        println!("{:4} {:?}, {:?}: {:.2} s", guest.machine, guest.setup, guest.image, output.wall.as_secs_f64());
     }
     Ok(smis(linux, ring0, seed)? && good)
 }
