@@ -161,9 +161,10 @@ fn slots() {
         assert_eq!(error.to_string(), message);
         assert_eq!(Error::from(error).to_string(), message);
     }
+    let at_0 = Helpers::emit(&mut [0; 256], 0, Layout::CallRet).unwrap();
     assert_eq!(
-        Helpers::emit(&mut [0; 256], u64::MAX, Layout::Rop).unwrap_err().to_string(),
-        "code of 163 bytes at 0xffffffffffffffff runs past the end of the address space"
+        emit_stub(&mut [0; 64], u64::MAX, OUT, &at_0).unwrap_err().to_string(),
+        "code of 36 bytes at 0xffffffffffffffff runs past the end of the address space"
     );
     assert_eq!(
         emit(|payload, _| payload.pushed(8)).to_string(),

@@ -87,6 +87,6 @@ fn alignment() {
     let _alone = MAPPINGS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for layout in Layout::ALL {
         let table = StubTable::new(layout).unwrap();
-        assert!(IoInsn::all().all(|insn| table.stub(insn).as_ptr() as usize % 16 == 0));
+        assert!(IoInsn::all().all(|insn| (table.stub(insn).as_ptr() as usize).is_multiple_of(16)));
     }
 }
