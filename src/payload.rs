@@ -75,7 +75,7 @@ impl<'a> Payload<'a> {
             #[cfg(feature = "std")]
             Backend::Bus => {
                 let depth = self.style.layout.depth_at_io() + self.stack.depth_at(self.ops.offset() - self.start);
-                crate::bus::emit_access(self.ops, insn, depth);
+                crate::bus::emit_access(self, insn, depth);
             }
         }
     }
@@ -132,7 +132,8 @@ pub(crate) struct StackMap {
 }
 
 impl StackMap {
-    const MAX: usize = 8;
+    /// A push and a pop for each access, on a bus; and what a payload needs besides.
+    const MAX: usize = 32;
 
     pub fn depth_at(&self, offset: usize) -> u8 {
         let in_force = self.steps[..usize::from(self.len)].iter().rev().find(|step| usize::from(step.0) <= offset);
