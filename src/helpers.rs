@@ -125,12 +125,12 @@ fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
 /// Returns 0 in RAX: the stub's "no fault" (see `fault.rs`).
 pub(crate) fn emit_saves<S: CodeSink + ?Sized>(ops: &mut S, depth: i8) {
     dynasm!(ops ; .arch x64
+        ; pushfq
         ; push rdi // one free register, to address the others by
-        ; mov rdi, [BYTE rsp + depth + 8]
+        ; mov rdi, [BYTE rsp + depth + 16]
     );
     emit_register_stores(ops);
     dynasm!(ops ; .arch x64
-        ; pushfq
         ; pop rax
         ; mov [BYTE rdi + RFLAGS], rax
         ; xor eax, eax
