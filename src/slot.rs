@@ -1,9 +1,8 @@
 //! Stubs in memory that the caller owns: a hypervisor's per-CPU slot, or its table of all forms.
 //!
 //! Nothing here allocates, maps or executes: bytes are written to a slice, for the address `va` at which they will
-//! execute (which may be another mapping than the one written through). Everything is emitted twice, first without
-//! memory, so that the size, every displacement and the quirk are checked before the first byte is written: an error
-//! leaves the memory as it was.
+//! execute (which may be another mapping than the one written through). The size, every displacement and the quirk are
+//! checked before the first byte is written: an error leaves the memory as it was.
 //!
 //! ```
 //! use ioemul::{Helpers, IoInsn, Layout, Width, emit_stub};
@@ -264,28 +263,38 @@ pub(crate) fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), Emit
     }
 }
 
-/// Runs `emit` without memory, checks everything, and then once more to write. Returns its result, the global labels it
-/// defined (besides those of `outside`), and the number of bytes.
+/// Code up to this length is written aside first. Any stub without a quirk is shorter.
+const ASIDE: usize = 192;
+
+/// Emits, checks everything, and only then writes to `buf`: short code is copied from where it was written aside, long
+/// code emitted once more. Returns the result of `emit`, the global labels it defined (besides those of `outside`), and
+/// the number of bytes.
 fn emit_checked<T>(
     buf: &mut [u8],
     va: u64,
     outside: Labels,
     emit: impl Fn(&mut SlotSink<'_>) -> Result<T, EmitError>,
 ) -> Result<(T, Labels, usize), EmitError> {
-    let mut labels = outside;
-    let mut dry = SlotSink::new(&mut [], va, &mut labels);
-    emit(&mut dry)?;
-    let len = dry.finish()?;
-    if len > buf.len() {
-        return Err(EmitError::SlotTooSmall { needed: len, available: buf.len() });
-    }
+    let (mut aside, mut labels) = ([0; ASIDE], outside);
+    let mut sink = SlotSink::new(&mut aside, va, &mut labels);
+    let result = emit(&mut sink)?;
+    let len = sink.finish()?;
+    let available = buf.len();
+    let Some(room) = buf.get_mut(..len) else {
+        return Err(EmitError::SlotTooSmall { needed: len, available });
+    };
     if va.checked_add(len as u64).is_none() {
         return Err(EmitError::AddressOverflow { va, len });
     }
-    let mut labels = outside;
-    let mut sink = SlotSink::new(&mut buf[..len], va, &mut labels);
-    let result = emit(&mut sink)?;
-    sink.finish()?;
+    match aside.get(..len) {
+        Some(code) => room.copy_from_slice(code),
+        None => {
+            labels = outside;
+            let mut sink = SlotSink::new(room, va, &mut labels);
+            emit(&mut sink)?;
+            sink.finish()?;
+        }
+    }
     Ok((result, labels, len))
 }
 
