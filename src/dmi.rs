@@ -61,8 +61,8 @@ impl DmiIdentity {
     }
 }
 
-/// Contents without the newline that sysfs adds; a missing file is an empty string, and bytes that are not UTF-8 (firmware
-/// writes what it likes) become U+FFFD.
+/// Contents without the newline that sysfs adds; a missing file is an empty string, and bytes that are not UTF-8
+/// (firmware writes what it likes) become U+FFFD.
 fn read_string(path: &Path) -> io::Result<String> {
     match fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned()),

@@ -7,13 +7,13 @@ use crate::Width;
 /// Ports at the same fixed place on every PC whose misuse resets the machine, loses data or pulls a device out from
 /// under the kernel.
 ///
-/// The list is advice, not a boundary: it holds fixed ports only. Those that firmware places where it likes (the ACPI PM1
-/// control register, which powers the machine off; I/O BARs of PCI devices) are not in it.
+/// The list is advice, not a boundary: it holds fixed ports only. Those that firmware places where it likes (the ACPI
+/// PM1 control register, which powers the machine off; I/O BARs of PCI devices) are not in it.
 ///
 /// ```
 /// use ioemul::{Hazard, Width};
 /// let hazard = Hazard::at(0xcf9, Width::Byte).unwrap();
-/// assert_eq!(hazard.to_string(), "0xcf9, reset control: one byte written here resets or power-cycles the machine");
+/// assert_eq!(hazard.to_string(), "0xcf9, reset control: writing 0x06 resets the machine, and 0x0e power-cycles it");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -46,7 +46,7 @@ impl Hazard {
         hazard(
             0x2e..=0x2f,
             "Super I/O configuration",
-            "a stray write moves or disables serial ports, fan control or the watchdog",
+            "a stray write can move or disable serial ports, fan control or the watchdog",
         ),
         hazard(
             0x40..=0x43,
@@ -56,12 +56,12 @@ impl Hazard {
         hazard(
             0x4e..=0x4f,
             "Super I/O configuration",
-            "a stray write moves or disables serial ports, fan control or the watchdog",
+            "a stray write can move or disable serial ports, fan control or the watchdog",
         ),
         hazard(
             0x60..=0x60,
             "keyboard controller data",
-            "a read takes a byte from the keyboard driver, and after command 0xd1 bit 0 of a write resets the CPU",
+            "a read takes a byte from the keyboard driver, and after command 0xd1 a write with bit 0 clear resets the CPU",
         ),
         hazard(
             0x61..=0x61,
@@ -113,7 +113,7 @@ impl Hazard {
             "PCI configuration address",
             "a write sends the kernel's next configuration access to another device",
         ),
-        hazard(0xcf9..=0xcf9, "reset control", "one byte written here resets or power-cycles the machine"),
+        hazard(0xcf9..=0xcf9, "reset control", "writing 0x06 resets the machine, and 0x0e power-cycles it"),
         hazard(
             0xcfa..=0xcff,
             "PCI configuration",

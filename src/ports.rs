@@ -54,6 +54,9 @@ impl PortSet {
     }
 
     /// The ports of [`Hazard::ALL`], which no tool should touch by accident; each entry gives the reason.
+    ///
+    /// Permission is per port, and 0xCF9 is the reset control: without it, PCI configuration by a dword at 0xCF8 is
+    /// denied too. To have it, allow `0xcf8/8`.
     pub fn hazardous() -> Self {
         Hazard::ALL.iter().map(|hazard| hazard.ports.clone()).collect()
     }
@@ -97,7 +100,8 @@ impl PortSet {
         })
     }
 
-    /// The first port from `from` on that is in the set (or, asked for `false`, that is not); [`PORTS`] if there is none.
+    /// The first port from `from` on that is in the set (or, asked for `false`, that is not); [`PORTS`] if there is
+    /// none.
     fn find(&self, from: usize, in_set: bool) -> usize {
         let mut port = from;
         while port < PORTS {
@@ -120,9 +124,9 @@ impl PortSet {
     /// The ports that a TSS with this I/O permission bitmap gives access to; `map` runs from the I/O map base to the
     /// segment limit.
     ///
-    /// As the SDM has it (vol. 1, 19.5.2), the last byte of the map maps no ports, whatever it holds, and ports past the
-    /// end of a short map are denied: 11 bytes map 80 ports. Append `0xff` to a bitmap that comes without that byte.
-    /// Bytes beyond [`Self::TSS_BITMAP_BYTES`] are not looked at.
+    /// As the SDM has it (vol. 1, 19.5.2), the last byte of the map maps no ports, whatever it holds, and ports past
+    /// the end of a short map are denied: 11 bytes map 80 ports. Append `0xff` to a bitmap that comes without that
+    /// byte. Bytes beyond [`Self::TSS_BITMAP_BYTES`] are not looked at.
     pub fn from_tss_bitmap(map: &[u8]) -> Self {
         let mapped = map.len().saturating_sub(1).min(PORTS / 8);
         let mut set = Self::none();
