@@ -122,6 +122,9 @@ fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
 }
 
 /// Guest to host, the register file's address `depth` bytes up the stack. Nothing before the PUSHFQ touches the flags.
+///
+/// First everything that goes to the stack, then the register file in the order of its addresses: a core that commits two
+/// stores a cycle does so only for neighbours in one cache line.
 /// Returns 0 in RAX: the stub's "no fault" (see `fault.rs`).
 pub(crate) fn emit_saves<S: CodeSink + ?Sized>(ops: &mut S, depth: i8) {
     dynasm!(ops ; .arch x64

@@ -8,16 +8,13 @@
 use core::fmt;
 use std::sync::Arc;
 
-use dynasmrt::VecAssembler;
 use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
-use dynasmrt::x64::X64Relocation;
 use once_cell::sync::OnceCell;
 
-use crate::arena::{Arena, resolve};
+use crate::arena::resolve;
 use crate::fault::{FaultMap, Registration, StubResult};
 use crate::layout::{Backend, StubStyle};
-use crate::sink::DynasmSink;
-use crate::slot::check_payload;
+use crate::slot::{arena_size, emit_arena};
 use crate::{DmiIdentity, Error, Gprs, IoFault, IoInsn, Layout, QuirkTable, Ring};
 
 /// All stubs of one layout, and those of its quirks. Immutable: `Send` and `Sync`.
@@ -171,22 +168,19 @@ impl StubTableBuilder {
     /// # Errors
     ///
     /// - [`Error::ShadowStack`]: [`Layout::Rop`] in a process with a user shadow stack.
-    /// - [`Error::Emit`], [`Error::Assembler`]: a quirk's payload does not assemble.
+    /// - [`Error::Emit`]: a quirk's payload does not assemble.
     /// - [`Error::Memory`]: the system gave no memory, or refused to make it executable.
     /// - [`Error::Protection`]: the memory is not what was asked for, readable and executable and not writable.
     /// - [`Error::SignalHandler`]: the fault handler could not be installed.
     pub fn build(self) -> Result<StubTable, Error> {
         let Self { style, quirks, fault_recovery } = self;
         check_returns(style.layout, shadow_stack_is_active())?;
-        let mut assembler = VecAssembler::<X64Relocation>::new(0);
-        let mut placed = Vec::with_capacity(quirks.as_slice().len());
-        let arena = Arena::emit(&mut DynasmSink(&mut assembler), &style, quirks.as_slice(), |stub| placed.push(stub));
-        for stub in &placed {
-            check_payload(&stub.quirk, &stub.shape)?;
-        }
-        let bytes = assembler.finalize().map_err(Error::Assembler)?;
-        let code = make_executable(&bytes)?;
-        let map = Box::new(FaultMap { arena, quirks: placed });
+        let size = arena_size(&style, quirks.as_slice());
+        let mut memory = MutableBuffer::new(size).map_err(Error::Memory)?;
+        memory.set_len(size);
+        let (arena, quirks) = emit_arena(&mut memory, &style, quirks.as_slice())?;
+        let code = make_executable(memory)?;
+        let map = Box::new(FaultMap { arena, quirks });
         #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
         let registration = unsafe { Registration::new(&code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
@@ -196,11 +190,8 @@ impl StubTableBuilder {
     }
 }
 
-/// Copies finished code to memory of its own, and looks whether what became of it is executable and not writable.
-fn make_executable(bytes: &[u8]) -> Result<ExecutableBuffer, Error> {
-    let mut memory = MutableBuffer::new(bytes.len()).map_err(Error::Memory)?;
-    memory.set_len(bytes.len());
-    memory.copy_from_slice(bytes);
+/// Makes finished code executable, and looks whether what became of it is executable and not writable.
+fn make_executable(memory: MutableBuffer) -> Result<ExecutableBuffer, Error> {
     let code = memory.make_exec().map_err(Error::Memory)?;
     for region in region::query_range(code.as_ptr(), code.len()).map_err(Error::Query)? {
         let found = region.map_err(Error::Query)?.protection();

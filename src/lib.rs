@@ -89,7 +89,6 @@ pub use {
     jit::{Stub, StubTable, StubTableBuilder},
     ports::{ParsePortSetError, PortPermissions, PortSet, PortSetProblem},
     quirk_table::QuirkTable,
-    sink::DynasmSink,
 };
 
 #[cfg(all(feature = "std", target_os = "linux"))]

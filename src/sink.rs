@@ -44,39 +44,3 @@ pub trait CodeSink {
         self.extend(&value.to_le_bytes());
     }
 }
-
-/// Any of dynasmrt's assemblers as a [`CodeSink`].
-#[cfg(feature = "std")]
-#[derive(Debug)]
-pub struct DynasmSink<'a, A>(pub &'a mut A);
-
-#[cfg(feature = "std")]
-impl<A: dynasmrt::DynasmLabelApi> CodeSink for DynasmSink<'_, A> {
-    fn offset(&self) -> usize {
-        self.0.offset().0
-    }
-
-    fn extend(&mut self, bytes: &[u8]) {
-        self.0.extend(bytes);
-    }
-
-    fn local_label(&mut self, name: &'static str) {
-        self.0.local_label(name);
-    }
-
-    fn global_label(&mut self, name: &'static str) {
-        self.0.global_label(name);
-    }
-
-    fn forward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        self.0.forward_reloc(name, target_offset, field_offset, ref_offset, kind);
-    }
-
-    fn backward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        self.0.backward_reloc(name, target_offset, field_offset, ref_offset, kind);
-    }
-
-    fn global_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        self.0.global_reloc(name, target_offset, field_offset, ref_offset, kind);
-    }
-}

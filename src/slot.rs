@@ -95,6 +95,7 @@ pub struct Helpers {
     labels: Labels,
     /// Address of the epilogue that stubs without one of their own share.
     epilogue: Option<u64>,
+    template: Option<Template>,
 }
 
 impl Helpers {
@@ -119,7 +120,8 @@ impl Helpers {
         let (epilogue, labels, len) = emit_checked(buf, va, outside, |sink| {
             Ok(emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64)))
         })?;
-        Ok(Self { layout, va, len, labels, epilogue })
+        let template = Template::new(options.style(layout), va, labels.with_thunk(options));
+        Ok(Self { layout, va, len, labels, epilogue, template })
     }
 
     /// The layout that these helpers are for.
@@ -166,6 +168,11 @@ pub fn emit_stub_with(
     helpers: &Helpers,
     options: &SlotOptions,
 ) -> Result<usize, EmitError> {
+    if let (Some(template), None) = (&helpers.template, &options.quirk)
+        && template.is_of(&options.style(helpers.layout), options.return_thunk, insn)
+    {
+        return template.write(slot, va, insn);
+    }
     let (shape, _, _) =
         emit_checked(slot, va, helpers.labels.with_thunk(options), |sink| checked_stub(sink, insn, helpers, options))?;
     Ok(shape.len)
@@ -201,7 +208,7 @@ impl CodeTable {
         // Anywhere in the address space: the length does not depend on it.
         let mut labels = Labels::default().with_thunk(options);
         let mut sink = SlotSink::new(&mut [], 0, &mut labels);
-        Arena::emit(&mut sink, &options.style(layout), options.quirk.as_slice(), |_| ()).len
+        Arena::size(&mut sink, &options.style(layout), options.quirk.as_slice())
     }
 
     /// Emits the helpers, all [`IoInsn::COUNT`] stubs, and the quirk's stub where there is one, to be executed at `va`.
@@ -256,46 +263,143 @@ fn checked_stub(
     Ok(shape)
 }
 
-pub(crate) fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), EmitError> {
+fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), EmitError> {
     match shape.stack.is_balanced() {
         true => Ok(()),
         false => Err(EmitError::UnbalancedPayload { quirk: quirk.name() }),
     }
 }
 
-/// Code up to this length is written aside first. Any stub without a quirk is shorter.
-const ASIDE: usize = 192;
-
-/// Emits, checks everything, and only then writes to `buf`: short code is copied from where it was written aside, long
-/// code emitted once more. Returns the result of `emit`, the global labels it defined (besides those of `outside`), and
-/// the number of bytes.
+/// Runs `emit` without memory, checks everything, and then once more to write. Returns its result, the global labels it
+/// defined (besides those of `outside`), and the number of bytes.
 fn emit_checked<T>(
     buf: &mut [u8],
     va: u64,
     outside: Labels,
     emit: impl Fn(&mut SlotSink<'_>) -> Result<T, EmitError>,
 ) -> Result<(T, Labels, usize), EmitError> {
-    let (mut aside, mut labels) = ([0; ASIDE], outside);
-    let mut sink = SlotSink::new(&mut aside, va, &mut labels);
-    let result = emit(&mut sink)?;
-    let len = sink.finish()?;
-    let available = buf.len();
-    let Some(room) = buf.get_mut(..len) else {
-        return Err(EmitError::SlotTooSmall { needed: len, available });
-    };
+    let mut labels = outside;
+    let mut dry = SlotSink::new(&mut [], va, &mut labels);
+    emit(&mut dry)?;
+    let len = dry.finish()?;
+    if len > buf.len() {
+        return Err(EmitError::SlotTooSmall { needed: len, available: buf.len() });
+    }
     if va.checked_add(len as u64).is_none() {
         return Err(EmitError::AddressOverflow { va, len });
     }
-    match aside.get(..len) {
-        Some(code) => room.copy_from_slice(code),
-        None => {
-            labels = outside;
-            let mut sink = SlotSink::new(room, va, &mut labels);
-            emit(&mut sink)?;
-            sink.finish()?;
+    let mut labels = outside;
+    let mut sink = SlotSink::new(&mut buf[..len], va, &mut labels);
+    let result = emit(&mut sink)?;
+    sink.finish()?;
+    Ok((result, labels, len))
+}
+
+/// The stub that all forms of IN and OUT have in common, but for the three bytes of `<io>` and for the displacements:
+/// emitted once, with the helpers, and copied for each access. A hypervisor that has one slot for each CPU does that
+/// millions of times.
+#[derive(Clone, Copy, Debug)]
+struct Template {
+    style: StubStyle,
+    return_thunk: Option<u64>,
+    code: [u8; Self::ROOM],
+    len: usize,
+    io: usize,
+    branches: Branches,
+}
+
+impl Template {
+    /// The longest stub without a quirk, hardened, is shorter.
+    const ROOM: usize = 192;
+
+    /// `None` if no such stub can be at `va`: emitting one says why.
+    fn new(style: StubStyle, va: u64, mut labels: Labels) -> Option<Self> {
+        let (mut code, return_thunk) = ([0; Self::ROOM], labels.get(RETURN_THUNK));
+        let mut sink = SlotSink::new(&mut code, va, &mut labels);
+        let shape = emit(&mut sink, &style, IoInsn::in_dx(crate::Width::Byte), None);
+        let branches = sink.branches;
+        let len = sink.finish().ok().filter(|len| *len <= Self::ROOM)?;
+        Some(Self { style, return_thunk, code, len, io: shape.io.0, branches })
+    }
+
+    fn is_of(&self, style: &StubStyle, return_thunk: Option<u64>, insn: IoInsn) -> bool {
+        // The ring decides between variants of a quirk, and there is none here.
+        let style = StubStyle { ring: self.style.ring, ..*style };
+        style == self.style && return_thunk == self.return_thunk && !insn.is_string()
+    }
+
+    fn write(&self, slot: &mut [u8], va: u64, insn: IoInsn) -> Result<usize, EmitError> {
+        let mut displacements = [0; Branches::MAX];
+        for (displacement, (field, target)) in displacements.iter_mut().zip(self.branches.iter()) {
+            let distance = target.wrapping_sub(va.wrapping_add(field as u64 + 4)) as i64;
+            *displacement =
+                i32::try_from(distance).map_err(|_| EmitError::HelperOutOfRange { displacement: distance })?;
+        }
+        let (len, available) = (self.len, slot.len());
+        let Some(slot) = slot.get_mut(..len) else {
+            return Err(EmitError::SlotTooSmall { needed: len, available });
+        };
+        if va.checked_add(len as u64).is_none() {
+            return Err(EmitError::AddressOverflow { va, len });
+        }
+        slot.copy_from_slice(&self.code[..len]);
+        slot[self.io..][..3].copy_from_slice(&insn.encode_padded());
+        for (displacement, (field, _)) in displacements.iter().zip(self.branches.iter()) {
+            slot[field..][..4].copy_from_slice(&displacement.to_le_bytes());
+        }
+        Ok(len)
+    }
+}
+
+/// The 32-bit displacements in code that go out of it: where each is, and to what address it leads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Branches {
+    entries: [(usize, u64); Self::MAX],
+    len: usize,
+}
+
+impl Branches {
+    /// Two helpers and a return thunk: no stub without a quirk has more.
+    const MAX: usize = 3;
+
+    fn push(&mut self, field: usize, target: u64) {
+        if let Some(entry) = self.entries.get_mut(self.len) {
+            *entry = (field, target);
+            self.len += 1;
         }
     }
-    Ok((result, labels, len))
+
+    fn iter(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.entries[..self.len].iter().copied()
+    }
+}
+
+/// Emits a whole table into fresh memory of the process, at the address where it is: what fails leaves the memory in any
+/// state. The length is that of [`Arena`].
+#[cfg(feature = "std")]
+pub(crate) fn emit_arena(
+    memory: &mut [u8],
+    style: &StubStyle,
+    quirks: &[Quirk],
+) -> Result<(Arena, Vec<QuirkStub>), EmitError> {
+    let (mut labels, mut placed, va) = (Labels::default(), Vec::with_capacity(quirks.len()), memory.as_ptr() as u64);
+    let available = memory.len();
+    let mut sink = SlotSink::new(memory, va, &mut labels);
+    let arena = Arena::emit(&mut sink, style, quirks, |stub| placed.push(stub));
+    let needed = sink.finish()?;
+    for stub in &placed {
+        check_payload(&stub.quirk, &stub.shape)?;
+    }
+    match needed <= available {
+        true => Ok((arena, placed)),
+        false => Err(EmitError::SlotTooSmall { needed, available }),
+    }
+}
+
+/// How many bytes [`emit_arena`] needs.
+#[cfg(feature = "std")]
+pub(crate) fn arena_size(style: &StubStyle, quirks: &[Quirk]) -> usize {
+    Arena::size(&mut SlotSink::new(&mut [], 0, &mut Labels::default()), style, quirks)
 }
 
 const RETURN_THUNK: &str = "return_thunk";
@@ -372,6 +476,8 @@ struct SlotSink<'a> {
     locals: Labels,
     pending: [Pending; MAX_PENDING],
     pending_len: usize,
+    /// The first few of the branches to labels that were known.
+    branches: Branches,
     error: Option<EmitError>,
 }
 
@@ -385,6 +491,7 @@ impl<'a> SlotSink<'a> {
             locals: Labels::default(),
             pending: Default::default(),
             pending_len: 0,
+            branches: Branches::default(),
             error: None,
         }
     }
@@ -438,7 +545,10 @@ impl<'a> SlotSink<'a> {
         let field = self.len - usize::from(offsets.0);
         let base = self.here().wrapping_sub(u64::from(offsets.1)).wrapping_sub(target_offset as u64);
         match known {
-            Some(target) => self.patch(field, size, base, target, name),
+            Some(target) => {
+                self.branches.push(field, target);
+                self.patch(field, size, base, target, name);
+            }
             None => match self.pending.get_mut(self.pending_len) {
                 Some(slot) => {
                     *slot = Pending { name, global, field, size, base };
@@ -507,5 +617,54 @@ impl CodeSink for SlotSink<'_> {
     fn global_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
         let known = self.globals.get(name);
         self.reloc((name, true), known, target_offset, (field_offset, ref_offset), kind);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stub copied from the template is the one that the emitter makes, at any address, for any form.
+    #[test]
+    fn the_template_is_the_emitter_s_stub() {
+        let (helpers_va, stub_va) = (0x4000_0000, 0x4001_2340);
+        for layout in Layout::ALL {
+            for bits in 0..8 {
+                let options = SlotOptions {
+                    endbr64: bits & 1 != 0,
+                    int3: bits & 2 != 0,
+                    return_thunk: (bits & 4 != 0).then_some(0x3fff_0000),
+                    ..SlotOptions::default()
+                };
+                let helpers = Helpers::emit_with(&mut [0; 512], helpers_va, layout, &options).unwrap();
+                assert!(helpers.template.is_some());
+                for insn in IoInsn::all() {
+                    let (mut copied, mut emitted) = ([0; 256], [0; 256]);
+                    let len = emit_stub_with(&mut copied, stub_va, insn, &helpers, &options).unwrap();
+                    let outside = helpers.labels.with_thunk(&options);
+                    let full = |sink: &mut SlotSink<'_>| checked_stub(sink, insn, &helpers, &options);
+                    let (shape, _, _) = emit_checked(&mut emitted, stub_va, outside, full).unwrap();
+                    assert_eq!((len, copied), (shape.len, emitted), "{layout:?} {insn} {options:?}");
+                }
+            }
+        }
+    }
+
+    /// It refuses what the emitter refuses, in the same words.
+    #[test]
+    fn the_template_s_errors_are_the_emitter_s() {
+        let options = SlotOptions::default();
+        for layout in Layout::ALL {
+            let helpers = Helpers::emit(&mut [0; 512], 1 << 40, layout).unwrap();
+            let insn = IoInsn::in_dx(crate::Width::Byte);
+            for (va, room) in [(1 << 40, 5), (1 << 41, 256), (u64::MAX - 4, 256), (0, 256)] {
+                let mut slot = [0; 256];
+                let copied = emit_stub(&mut slot[..room], va, insn, &helpers);
+                let full = |sink: &mut SlotSink<'_>| checked_stub(sink, insn, &helpers, &options);
+                let emitted = emit_checked(&mut [0; 256][..room], va, helpers.labels, full);
+                assert_eq!(copied, emitted.map(|(shape, _, _)| shape.len), "{layout:?} at {va:#x}");
+                assert!(copied.is_ok() || slot == [0; 256], "{layout:?} at {va:#x}: written to");
+            }
+        }
     }
 }
