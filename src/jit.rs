@@ -157,7 +157,7 @@ impl StubTableBuilder {
         self
     }
 
-    /// Calls into device models in place of I/O instructions: stubs to be run with a `BusFrame` only.
+    /// Calls into device models in place of I/O instructions: stubs to be run by `bus::run` only.
     pub(crate) fn bus(mut self) -> Self {
         self.style.backend = Backend::Bus;
         self
@@ -249,19 +249,8 @@ impl Stub<'_> {
     /// recovery](StubTableBuilder::fault_recovery), also that it does not fault, or that a handler deals with it.
     #[inline]
     pub unsafe fn run(&self, gprs: &mut Gprs) -> Result<(), IoFault> {
-        // SAFETY: the caller vouches for the access; the stub touches nothing but `gprs`.
-        unsafe { self.call(gprs) }
-    }
-
-    /// Calls the stub with the address of a register file and whatever its backend expects behind it.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Self::run`]; for a bus table, `gprs` is the first field of a `BusFrame`.
-    #[inline]
-    pub(crate) unsafe fn call(&self, gprs: *mut Gprs) -> Result<(), IoFault> {
         // SAFETY: the bytes are a stub, which has this signature.
-        let entry: extern "sysv64" fn(*mut Gprs) -> StubResult = unsafe { core::mem::transmute(self.as_ptr()) };
+        let entry: extern "sysv64" fn(&mut Gprs) -> StubResult = unsafe { core::mem::transmute(self.as_ptr()) };
         entry(gprs).check()
     }
 }
