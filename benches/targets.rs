@@ -99,6 +99,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(report: &mut Report) -> Result<(), Box<dyn Error>> {
+    let cores = std::thread::available_parallelism()?.get();
     let core = clock::pin()?;
     println!(
         "core {core}, {:.3} TSC cycles in a nanosecond, {:.3} in a core cycle\n",
@@ -112,7 +113,7 @@ fn measure(report: &mut Report) -> Result<(), Box<dyn Error>> {
     dispatch(report)?;
     bus(report)?;
     fault(report)?;
-    threads(report)?;
+    threads(report, cores)?;
     println!("\n{:.3} TSC cycles in a core cycle at the end", ticks_per_core_cycle());
     Ok(())
 }
@@ -211,33 +212,26 @@ fn slot(report: &mut Report) -> Result<(), Box<dyn Error>> {
 
 fn dispatch(report: &mut Report) -> Result<(), Box<dyn Error>> {
     let table = elided(Layout::CallRet)?;
-    let mut slot = AliasedSlot::new(Layout::CallRet)?;
-    // One after the other, as they would come from a guest: a no-op in place of the I/O, as in the table.
-    let forms: Vec<IoInsn> = IoInsn::all().step_by(48).collect();
-    let bytes: Vec<[u8; 36]> = forms
-        .iter()
-        .map(|&insn| {
-            let mut bytes = slot.prepare(insn);
-            bytes[16..19].copy_from_slice(&[0x0f, 0x1f, 0x00]);
-            bytes
-        })
-        .collect();
-    let (mut a, mut b) = (Gprs::default(), Gprs::default());
-    let (mut form, mut next) = (forms.iter().cycle(), bytes.iter().cycle());
-    let mut find = || {
-        if let Some(&insn) = form.next() {
-            // SAFETY: the table makes no access.
-            black_box(unsafe { table.resolve(insn, &a).run(&mut a) }.is_ok());
-        }
-    };
-    let mut rewrite = || {
-        if let Some(bytes) = next.next() {
-            // SAFETY: the I/O instruction was taken out.
-            unsafe { slot.rewrite(bytes)(&mut b) }
-        }
-    };
-    let pair = paired(report.rounds(300), cycles(200, &mut find), cycles(200, &mut rewrite));
-    report.ratio("find and run : rewrite and run", "cycles", &pair, 1.0 / 30.0);
+    let mut slot = AliasedSlot::new()?;
+    for (what, forms) in [("one form", vec![INSN]), ("64 forms in random order", support::random_forms(64))] {
+        let bytes: Vec<_> = forms.iter().map(|&insn| slot.prepare_elided(insn)).collect();
+        let (mut a, mut b) = (Gprs::default(), Gprs::default());
+        let (mut form, mut next) = (forms.iter().cycle(), bytes.iter().cycle());
+        let find = || {
+            if let Some(&insn) = black_box(form.next()) {
+                // SAFETY: the table makes no access.
+                black_box(unsafe { table.resolve(insn, &a).run(&mut a) }.is_ok());
+            }
+        };
+        let rewrite = || {
+            if let Some(bytes) = next.next() {
+                // SAFETY: the I/O instruction was taken out.
+                unsafe { slot.rewrite(bytes)(&mut b) }
+            }
+        };
+        let pair = paired(report.rounds(300), cycles(256, find), cycles(256, rewrite));
+        report.ratio(&format!("find and run : rewrite and run, {what}"), "cycles", &pair, 1.0 / 30.0);
+    }
     Ok(())
 }
 
@@ -276,8 +270,8 @@ fn fault(report: &mut Report) -> Result<(), Box<dyn Error>> {
 }
 
 /// Two threads on one table, each on a core of its own, against one of them alone.
-fn threads(report: &mut Report) -> Result<(), Box<dyn Error>> {
-    if std::thread::available_parallelism()?.get() < 2 && !report.brief {
+fn threads(report: &mut Report, cores: usize) -> Result<(), Box<dyn Error>> {
+    if cores < 2 {
         println!("{:<46} not measured: one core only", "two threads on one table");
         return Ok(());
     }

@@ -33,7 +33,9 @@ pub struct StubTable {
     // Dropped in this order: the fault handler forgets the arena before it is unmapped.
     _registration: Registration,
     map: Box<FaultMap>,
-    code: ExecutableBuffer,
+    /// The bytes of `memory`, at hand: every access looks its stub up here. Never given out for longer than the table.
+    code: &'static [u8],
+    _memory: ExecutableBuffer,
     style: StubStyle,
 }
 
@@ -93,7 +95,7 @@ impl StubTable {
 
     /// The whole arena: the helpers, then the stubs, with INT3 in between.
     pub fn code(&self) -> &[u8] {
-        &self.code
+        self.code
     }
 }
 
@@ -179,14 +181,16 @@ impl StubTableBuilder {
         let mut memory = MutableBuffer::new(size).map_err(Error::Memory)?;
         memory.set_len(size);
         let (arena, quirks) = emit_arena(&mut memory, &style, quirks.as_slice())?;
-        let code = make_executable(memory)?;
+        let memory = make_executable(memory)?;
+        // SAFETY: the memory is unmapped when the table is dropped, and does not move before.
+        let code: &'static [u8] = unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
         let map = Box::new(FaultMap { arena, quirks });
         #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
-        let registration = unsafe { Registration::new(&code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
+        let registration = unsafe { Registration::new(code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
         #[cfg(not(target_os = "linux"))]
         let (registration, _) = (Registration, fault_recovery);
-        Ok(StubTable { _registration: registration, map, code, style })
+        Ok(StubTable { _registration: registration, map, code, _memory: memory, style })
     }
 }
 

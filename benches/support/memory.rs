@@ -17,6 +17,7 @@ pub fn entry(stub: Stub<'_>) -> Entry {
 const PAGE: usize = 4096;
 
 /// A slot as a hypervisor has one for each CPU: executable at one address, written to at another.
+/// (For [`Layout::CallRet`], whose stubs are 36 bytes long.)
 pub struct AliasedSlot {
     writable: *mut u8,
     executable: *mut u8,
@@ -28,8 +29,8 @@ impl AliasedSlot {
     /// Offset of the slot in the page: the helpers are before it.
     const SLOT: usize = 1024;
 
-    /// A page with the helpers of `layout`.
-    pub fn new(layout: Layout) -> io::Result<Self> {
+    /// A page with the helpers.
+    pub fn new() -> io::Result<Self> {
         let check = |result: i64| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) };
         // SAFETY: the name is a C string.
         let fd = check(unsafe { libc::memfd_create(c"ioemul-slot".as_ptr(), libc::MFD_CLOEXEC) }.into())?;
@@ -46,7 +47,7 @@ impl AliasedSlot {
         let executable = map(libc::PROT_READ | libc::PROT_EXEC)?;
         // SAFETY: the mapping is as long as that, and nobody else knows it.
         let room = unsafe { core::slice::from_raw_parts_mut(writable, Self::SLOT) };
-        let helpers = Helpers::emit(room, executable as u64, layout).map_err(io::Error::other)?;
+        let helpers = Helpers::emit(room, executable as u64, Layout::CallRet).map_err(io::Error::other)?;
         Ok(Self { writable, executable, helpers, _memory: memory })
     }
 
@@ -56,6 +57,13 @@ impl AliasedSlot {
         let va = self.executable as u64 + Self::SLOT as u64;
         let written = emit_stub(&mut bytes, va, insn, &self.helpers);
         assert!(written.is_ok(), "{written:?}");
+        bytes
+    }
+
+    /// As [`Self::prepare`], with a no-op in place of the I/O instruction, as in a table whose I/O is elided.
+    pub fn prepare_elided(&self, insn: IoInsn) -> [u8; 36] {
+        let mut bytes = self.prepare(insn);
+        bytes[16..19].copy_from_slice(&[0x0f, 0x1f, 0x00]);
         bytes
     }
 
