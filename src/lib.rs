@@ -22,6 +22,8 @@ mod slot;
 #[cfg(feature = "std")]
 mod bus;
 #[cfg(feature = "std")]
+pub mod devices;
+#[cfg(feature = "std")]
 mod dmi;
 #[cfg(feature = "std")]
 mod emulator;
