@@ -1,11 +1,12 @@
 //! A whole table of stubs in one piece of memory, and the way from an address in it to the place where a fault resumes.
 //!
 //! ```text
-//!   helpers | padding | stub 0 | padding | stub 1 | … | stub 1541 | quirk stub 0 | padding | …
+//!   helpers | padding | stub 0 | padding | stub 1 | … | stub 1541 | string stubs | quirk stubs
 //!                     └── stride ────────┘
 //! ```
 //!
-//! The stubs without a quirk all have one shape, so that a form's stub is found by multiplication.
+//! The stubs of IN and OUT all have one shape, and so have those of INS and OUTS: a form's stub is found by
+//! multiplication.
 
 use crate::helpers::emit_helpers;
 use crate::layout::{StubShape, StubStyle, emit_stub};
@@ -20,11 +21,45 @@ pub(crate) struct Arena {
     layout: Layout,
     /// The epilogue that stubs without one of their own share.
     helper_epilogue: Option<usize>,
-    first: usize,
-    stride: usize,
-    shape: StubShape,
+    /// IN and OUT.
+    plain: Group,
+    /// INS and OUTS.
+    strings: Group,
     /// End of the last stub, quirks included.
     pub len: usize,
+}
+
+/// Stubs of one shape, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    first: usize,
+    stride: usize,
+    count: usize,
+    shape: StubShape,
+}
+
+impl Group {
+    fn emit<S: CodeSink>(ops: &mut S, origin: usize, style: &StubStyle, forms: impl Iterator<Item = IoInsn>) -> Self {
+        let first = ops.offset() - origin;
+        let (mut count, mut shape) = (0, StubShape::default());
+        for insn in forms {
+            shape = emit_stub(ops, style, insn, None);
+            pad(ops, origin);
+            count += 1;
+        }
+        Self { first, stride: shape.len.next_multiple_of(ALIGN), count, shape }
+    }
+
+    #[inline]
+    fn stub(&self, index: usize) -> (usize, usize) {
+        (self.first + index * self.stride, self.shape.len)
+    }
+
+    /// The stub that holds an offset.
+    fn holding(&self, offset: usize) -> Option<(usize, &StubShape)> {
+        let past = offset.checked_sub(self.first).filter(|past| *past < self.count * self.stride)?;
+        Some((offset - past % self.stride, &self.shape))
+    }
 }
 
 /// The stub of a quirk, behind the plain ones.
@@ -63,38 +98,37 @@ impl Arena {
             crate::bus::emit_bridge(ops);
         }
         pad(ops, origin);
-        let first = ops.offset() - origin;
-        let mut shape = StubShape::default();
-        for insn in IoInsn::all() {
-            shape = emit_stub(ops, style, insn, None);
-            pad(ops, origin);
-        }
-        let stride = shape.len.next_multiple_of(ALIGN);
+        let plain = Group::emit(ops, origin, style, IoInsn::all());
+        let strings = Group::emit(ops, origin, style, IoInsn::strings());
         for &quirk in quirks {
             let at = ops.offset() - origin;
             let shape = emit_stub(ops, style, IoInsn::in_dx(crate::Width::Byte), Some(&quirk));
             pad(ops, origin);
             placed(QuirkStub { quirk, at, shape });
         }
-        Self { layout: style.layout, helper_epilogue, first, stride, shape, len: ops.offset() - origin }
+        Self { layout: style.layout, helper_epilogue, plain, strings, len: ops.offset() - origin }
     }
 
-    /// First byte and length of a plain stub.
+    /// First byte and length of the stub of a form.
     #[inline]
-    pub fn plain(&self, insn: IoInsn) -> (usize, usize) {
-        (self.first + insn.index() * self.stride, self.shape.len)
+    pub fn stub(&self, insn: IoInsn) -> (usize, usize) {
+        match insn.index().checked_sub(IoInsn::COUNT) {
+            None => self.plain.stub(insn.index()),
+            Some(index) => self.strings.stub(index),
+        }
+    }
+
+    /// Whether the instruction `offset` bytes into the table is in the stub of INS or OUTS.
+    #[cfg(feature = "std")]
+    pub fn is_string(&self, offset: usize) -> bool {
+        self.strings.holding(offset).is_some()
     }
 
     /// Where a fault at the instruction `offset` bytes into the table resumes (an offset again), and by how much RSP is
     /// raised there. `None`: there is no I/O instruction there.
     pub fn fixup(&self, quirks: &[QuirkStub], offset: usize) -> Option<(usize, u8)> {
-        let past = offset.checked_sub(self.first)?;
-        let (at, shape) = if past < IoInsn::COUNT * self.stride {
-            (offset - past % self.stride, &self.shape)
-        } else {
-            let stub = quirks.iter().rfind(|stub| stub.at <= offset)?;
-            (stub.at, &stub.shape)
-        };
+        let quirk = || quirks.iter().rfind(|stub| stub.at <= offset).map(|stub| (stub.at, &stub.shape));
+        let (at, shape) = self.plain.holding(offset).or_else(|| self.strings.holding(offset)).or_else(quirk)?;
         let rsp_adjust = shape.rsp_adjust(self.layout, offset - at)?;
         let resume = shape.epilogue.map(|epilogue| at + epilogue).or(self.helper_epilogue)?;
         Some((resume, rsp_adjust))

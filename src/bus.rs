@@ -62,6 +62,35 @@ pub trait PortDevice: Send {
             }
         }
     }
+
+    /// Answers INS: fills `data`, whole elements of the access's width. By default one IN after the other; a FIFO or a
+    /// DMA-like device takes the slice at once. `gprs` is what the registers hold before the first element; RCX, RSI and
+    /// RDI are the instruction's own and are set by the bus afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the device has to say, and how far it got.
+    fn try_read_string(&mut self, access: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        read_elements(access.width, data, || self.try_access(access, 0, gprs))
+    }
+
+    /// Takes OUTS: all of `data`, as for [`Self::try_read_string`].
+    ///
+    /// # Errors
+    ///
+    /// Whatever the device has to say, and how far it got.
+    fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        write_elements(access.width, data, |value| self.try_access(access, value, gprs))
+    }
+}
+
+/// Why a string access ended early, and how far it got.
+#[derive(Debug)]
+pub struct StringError {
+    /// How many bytes had been transferred: whole elements.
+    pub done: usize,
+    /// Why it ended.
+    pub source: DeviceError,
 }
 
 /// Why a device model refused an access.
@@ -138,36 +167,48 @@ impl SoftwareBus {
         self.claims.get_mut(at).filter(|claim| claim.first <= port)
     }
 
+    /// The device that claims all ports of an access.
+    #[inline]
+    fn device(&mut self, access: PortAccess) -> Option<&mut dyn PortDevice> {
+        let last = access.port.checked_add(u16::from(access.width.bytes()) - 1)?;
+        let claim = self.claim(access.port).filter(|claim| last <= claim.last)?;
+        Some(&mut *claim.device)
+    }
+
     /// Makes an access, RAX included: what a stub's I/O instruction does on this bus.
     #[inline]
     fn access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let IoInsn { direction, width, .. } = insn;
         let access = PortAccess { port: insn.port(gprs), width, direction };
-        let last = access.port.checked_add(u16::from(width.bytes()) - 1);
         let value = match direction {
             Direction::In => 0,
             Direction::Out => gprs.rax as u32 & width.mask(),
         };
-        let input = match self.claim(access.port) {
-            Some(claim) if last.is_some_and(|last| last <= claim.last) => claim.perform(access, value, gprs)?,
-            _ => self.access_bytes(access, value, gprs)?,
-        };
+        let input = self.perform(access, value, gprs).map_err(|source| Error::Device { access, source })?;
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
         Ok(())
     }
 
+    #[inline]
+    fn perform(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
+        match self.device(access) {
+            Some(device) => device.try_access(access, value, gprs),
+            None => self.access_bytes(access, value, gprs),
+        }
+    }
+
     /// Byte by byte. The ports of an access do not wrap past 0xFFFF: nobody claims what would be beyond.
     #[cold]
-    fn access_bytes(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, Error> {
+    fn access_bytes(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
         let mut input = 0;
         for byte in 0..access.width.bytes() {
             let claimed = access.port.checked_add(byte.into()).and_then(|port| Some((port, self.claim(port)?)));
             let answer = match claimed {
                 Some((port, claim)) => {
                     let access = PortAccess { port, width: Width::Byte, ..access };
-                    claim.perform(access, value >> (8 * byte) & 0xff, gprs)?
+                    claim.device.try_access(access, value >> (8 * byte) & 0xff, gprs)?
                 }
                 None => 0xff,
             };
@@ -175,13 +216,96 @@ impl SoftwareBus {
         }
         Ok(input)
     }
+
+    /// Makes the accesses of INS or OUTS: to one device as a slice, to several byte by byte. Leaves RCX, RSI and RDI as
+    /// the instruction does, also when it ends early.
+    fn access_string(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+        let IoInsn { direction, width, port } = insn;
+        let rep = matches!(port, PortOperand::String { rep: true, .. });
+        let access = PortAccess { port: insn.port(gprs), width, direction };
+        let (rcx, rsi, rdi) = (gprs.rcx, gprs.rsi, gprs.rdi);
+        let len = if rep { rcx as usize } else { 1 } * usize::from(width.bytes());
+        let result = match direction {
+            Direction::In => {
+                // SAFETY: `IoEmulator::read_string` alone runs INS on a bus; it points RDI to a buffer of this length.
+                let data = unsafe { string_buffer_mut(rdi, len) };
+                match self.device(access) {
+                    Some(device) => device.try_read_string(access, data, gprs),
+                    None => read_elements(width, data, || self.access_bytes(access, 0, gprs)),
+                }
+            }
+            Direction::Out => {
+                // SAFETY: `IoEmulator::write_string` alone runs OUTS on a bus; it points RSI to data of this length.
+                let data = unsafe { string_buffer(rsi, len) };
+                match self.device(access) {
+                    Some(device) => device.try_write_string(access, data, gprs),
+                    None => write_elements(width, data, |value| self.access_bytes(access, value, gprs)),
+                }
+            }
+        };
+        let done = result.as_ref().err().map_or(len, |error| error.done.min(len)) as u64;
+        gprs.rcx = if rep { rcx - done / u64::from(width.bytes()) } else { rcx };
+        (gprs.rsi, gprs.rdi) = match direction {
+            Direction::In => (rsi, rdi + done),
+            Direction::Out => (rsi + done, rdi),
+        };
+        result.map_err(|error| Error::Device { access, source: error.source })
+    }
 }
 
-impl Claim {
-    #[inline]
-    fn perform(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, Error> {
-        self.device.try_access(access, value, gprs).map_err(|source| Error::Device { access, source })
+/// The memory of a string access.
+///
+/// # Safety
+///
+/// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
+unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
+    match len {
+        0 => &[],
+        // SAFETY: the caller's promise.
+        _ => unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address as usize), len) },
     }
+}
+
+/// As [`string_buffer`], to be written.
+///
+/// # Safety
+///
+/// As there; and nobody else reads it meanwhile.
+unsafe fn string_buffer_mut<'a>(address: u64, len: usize) -> &'a mut [u8] {
+    match len {
+        0 => &mut [],
+        // SAFETY: the caller's promise.
+        _ => unsafe { core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(address as usize), len) },
+    }
+}
+
+/// INS as a sequence of INs.
+fn read_elements(
+    width: Width,
+    data: &mut [u8],
+    mut input: impl FnMut() -> Result<u32, DeviceError>,
+) -> Result<(), StringError> {
+    let width = usize::from(width.bytes());
+    for (i, element) in data.chunks_exact_mut(width).enumerate() {
+        let value = input().map_err(|source| StringError { done: i * width, source })?;
+        element.copy_from_slice(&value.to_le_bytes()[..width]);
+    }
+    Ok(())
+}
+
+/// OUTS as a sequence of OUTs.
+fn write_elements(
+    width: Width,
+    data: &[u8],
+    mut output: impl FnMut(u32) -> Result<u32, DeviceError>,
+) -> Result<(), StringError> {
+    let width = usize::from(width.bytes());
+    for (i, element) in data.chunks_exact(width).enumerate() {
+        let mut value = [0; 4];
+        value[..width].copy_from_slice(element);
+        output(u32::from_le_bytes(value)).map_err(|source| StringError { done: i * width, source })?;
+    }
+    Ok(())
 }
 
 impl core::fmt::Debug for SoftwareBus {
@@ -212,8 +336,10 @@ enum Failure {
 ///
 /// # Safety
 ///
-/// `stub` is of a table built with `StubTableBuilder::bus`.
-pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, gprs: &mut Gprs) -> Result<(), Error> {
+/// `stub` is that of `insn`, or of a quirk in its place, in a table built with `StubTableBuilder::bus`. For INS and OUTS,
+/// the registers point to memory of this process that may be accessed.
+#[inline]
+pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
     let mut frame = BusFrame { gprs: *gprs, access, bus, failure: None };
     // SAFETY: the stub accesses no hardware, and gets what it expects behind the register file.
     unsafe { stub.call((&raw mut frame).cast()) }?;
@@ -222,7 +348,12 @@ pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, gprs: &mut Gprs)
             *gprs = frame.gprs;
             Ok(())
         }
-        Some(Failure::Error(error)) => Err(error),
+        Some(Failure::Error(error)) => {
+            if insn.is_string() {
+                (gprs.rcx, gprs.rsi, gprs.rdi) = (frame.gprs.rcx, frame.gprs.rsi, frame.gprs.rdi);
+            }
+            Err(error)
+        }
         Some(Failure::Panic(panic)) => resume_unwind(panic),
     }
 }
@@ -234,7 +365,11 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_>, description: u32) {
     let frame = unsafe { &mut *frame };
     if frame.failure.is_none() {
         let BusFrame { gprs, bus, failure, .. } = frame;
-        match catch_unwind(AssertUnwindSafe(|| bus.access(describe::decode(description), gprs))) {
+        let insn = describe::decode(description);
+        match catch_unwind(AssertUnwindSafe(|| match insn.is_string() {
+            false => bus.access(insn, gprs),
+            true => bus.access_string(insn, gprs),
+        })) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => *failure = Some(Failure::Error(error)),
             Err(panic) => *failure = Some(Failure::Panic(panic)),
@@ -269,11 +404,15 @@ mod describe {
     const OUT: u32 = 1 << 9;
     const WORD: u32 = 1 << 10;
     const DWORD: u32 = 1 << 11;
+    const STRING: u32 = 1 << 12;
+    const REP: u32 = 1 << 13;
+    const ADDR32: u32 = 1 << 14;
 
     pub const fn encode(insn: IoInsn, depth: u8) -> i32 {
         let port = match insn.port {
             PortOperand::Imm8(port) => port as u32,
             PortOperand::Dx => DX,
+            PortOperand::String { rep, addr32 } => STRING | if rep { REP } else { 0 } | if addr32 { ADDR32 } else { 0 },
         };
         let direction = match insn.direction {
             Direction::In => 0,
@@ -295,7 +434,11 @@ mod describe {
             WORD => Width::Word,
             _ => Width::Dword,
         };
-        let port = if description & DX != 0 { PortOperand::Dx } else { PortOperand::Imm8(description as u8) };
+        let port = match description & (DX | STRING) {
+            0 => PortOperand::Imm8(description as u8),
+            DX => PortOperand::Dx,
+            _ => PortOperand::String { rep: description & REP != 0, addr32: description & ADDR32 != 0 },
+        };
         IoInsn { direction, width, port }
     }
 }

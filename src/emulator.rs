@@ -49,13 +49,28 @@ impl IoEmulator {
     ///
     /// # Errors
     ///
-    /// [`Error::PortDenied`], [`Error::Fault`] or [`Error::Device`]; `gprs` is then as it was.
+    /// [`Error::PortDenied`], [`Error::Fault`] or [`Error::Device`]; and [`Error::StringForm`] for INS and OUTS, which take
+    /// [`Self::read_string`] or [`Self::write_string`]. `gprs` is then as it was.
     ///
     /// # Panics
     ///
     /// When a device model does: its panic goes on here, `gprs` is as it was, and the emulator can be used further.
     #[inline]
     pub fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+        if insn.is_string() {
+            return Err(Error::StringForm { insn });
+        }
+        // SAFETY: the instruction accesses no memory.
+        unsafe { self.run(insn, gprs) }
+    }
+
+    /// Permission, quirk, stub.
+    ///
+    /// # Safety
+    ///
+    /// For INS and OUTS, the registers point to memory of this process that may be accessed.
+    #[inline]
+    pub(crate) unsafe fn run(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let port = insn.port(gprs);
         let IoInsn { width, direction, .. } = insn;
         if !self.ports.permits(port, width, direction) {
@@ -63,10 +78,10 @@ impl IoEmulator {
         }
         let stub = self.table.resolve(insn, gprs);
         match &mut self.backend {
-            // SAFETY: whoever called `native` vouched for every access to a permitted port.
+            // SAFETY: whoever called `native` vouched for every access to a permitted port, and the caller for memory.
             Backend::Native => unsafe { stub.run(gprs) }.map_err(Error::Fault),
-            // SAFETY: the builder pairs a bus with a bus table.
-            Backend::Bus(bus) => unsafe { bus::run(bus, stub, gprs) },
+            // SAFETY: the builder pairs a bus with a bus table; the caller vouches for memory.
+            Backend::Bus(bus) => unsafe { bus::run(bus, stub, insn, gprs) },
         }
     }
 

@@ -3,7 +3,7 @@
 use core::ops::RangeInclusive;
 use std::io;
 
-use crate::{DecodeError, DeviceError, Direction, EmitError, IoFault, PortAccess, Width};
+use crate::{DecodeError, DeviceError, Direction, EmitError, IoFault, IoInsn, PortAccess, Width};
 
 /// Everything that this crate refuses or fails to do in a process. Whatever it is, the registers are as they were given.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,27 @@ pub enum Error {
         width: Width,
         /// IN or OUT.
         direction: Direction,
+    },
+
+    /// A string instruction where it cannot be run: its RSI or RDI is an address of the guest's, not of this process.
+    #[error(
+        "`{insn}` moves data between a port and memory: `read_string` runs INS, `write_string` OUTS, `execute` neither"
+    )]
+    StringForm {
+        /// The instruction.
+        insn: IoInsn,
+    },
+
+    /// A string instruction would go past the end of the memory given for it.
+    #[error("`{insn}` moves {count} elements of {} byte{}, and the memory given for it has {available} bytes",
+        insn.width.bytes(), if insn.width.bytes() == 1 { "" } else { "s" })]
+    StringOutOfBounds {
+        /// The instruction.
+        insn: IoInsn,
+        /// How many elements RCX (or ECX) asks for.
+        count: u64,
+        /// Length of the memory in bytes.
+        available: usize,
     },
 
     /// The CPU refused the access.

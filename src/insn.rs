@@ -66,9 +66,17 @@ pub enum PortOperand {
     Imm8(u8),
     /// DX: any port.
     Dx,
+    /// DX, the data being in memory: the string instructions INS (to the address in RDI) and OUTS (from that in RSI).
+    String {
+        /// With a REP prefix: RCX times.
+        rep: bool,
+        /// With an address-size prefix (67): EDI, ESI and ECX are used in place of RDI, RSI and RCX.
+        addr32: bool,
+    },
 }
 
-/// One port-I/O instruction: IN or OUT, of 8, 16 or 32 bits, with the port in an immediate byte or in DX.
+/// One port-I/O instruction: IN or OUT, of 8, 16 or 32 bits, with the port in an immediate byte or in DX; or their string
+/// forms INS and OUTS.
 ///
 /// ```
 /// use ioemul::{Gprs, IoInsn, Width};
@@ -89,8 +97,14 @@ pub struct IoInsn {
 }
 
 impl IoInsn {
-    /// Number of forms: 6 with DX and 6 × 256 with an immediate port.
+    /// Number of forms of IN and OUT: 6 with DX and 6 × 256 with an immediate port.
     pub const COUNT: usize = 6 + 6 * 256;
+
+    /// Number of forms of INS and OUTS: 6, with and without REP, with and without an address-size prefix.
+    pub const STRING_COUNT: usize = 6 * 4;
+
+    /// Longest encoding that [`Self::encode`] gives, in bytes.
+    pub const MAX_ENCODED: usize = 4;
 
     /// The architectural limit on the length of an instruction (SDM vol. 2, 2.3.11).
     const MAX_LENGTH: usize = 15;
@@ -115,12 +129,38 @@ impl IoInsn {
         Self { direction: Direction::Out, width, port: PortOperand::Imm8(port) }
     }
 
-    /// The opcode byte: 0xE4 to 0xE7 with an immediate port, 0xEC to 0xEF with DX. The 16-bit forms take a 0x66 prefix
-    /// besides.
+    /// INS: one element from port DX to the address in RDI, which moves on.
+    pub const fn ins(width: Width) -> Self {
+        Self { direction: Direction::In, width, port: PortOperand::String { rep: false, addr32: false } }
+    }
+
+    /// OUTS: one element from the address in RSI, which moves on, to port DX.
+    pub const fn outs(width: Width) -> Self {
+        Self { direction: Direction::Out, width, port: PortOperand::String { rep: false, addr32: false } }
+    }
+
+    /// REP INS: RCX elements.
+    pub const fn rep_ins(width: Width) -> Self {
+        Self { direction: Direction::In, width, port: PortOperand::String { rep: true, addr32: false } }
+    }
+
+    /// REP OUTS: RCX elements.
+    pub const fn rep_outs(width: Width) -> Self {
+        Self { direction: Direction::Out, width, port: PortOperand::String { rep: true, addr32: false } }
+    }
+
+    /// Whether this is INS or OUTS: an instruction that accesses memory.
+    pub const fn is_string(self) -> bool {
+        matches!(self.port, PortOperand::String { .. })
+    }
+
+    /// The opcode byte: 0xE4 to 0xE7 with an immediate port, 0xEC to 0xEF with DX, 0x6C to 0x6F for INS and OUTS. The
+    /// 16-bit forms take a 0x66 prefix besides.
     pub const fn opcode(self) -> u8 {
         let base = match self.port {
             PortOperand::Imm8(_) => 0xe4,
             PortOperand::Dx => 0xec,
+            PortOperand::String { .. } => 0x6c,
         };
         let out = matches!(self.direction, Direction::Out) as u8;
         let wide = !matches!(self.width, Width::Byte) as u8;
@@ -128,18 +168,27 @@ impl IoInsn {
     }
 
     /// The instruction in its shortest encoding: the bytes, of which the first so many count.
-    pub const fn encode(self) -> ([u8; 3], usize) {
-        let opcode = self.opcode();
-        match (self.width, self.port) {
-            (Width::Word, PortOperand::Imm8(port)) => ([0x66, opcode, port], 3),
-            (Width::Word, PortOperand::Dx) => ([0x66, opcode, 0], 2),
-            (_, PortOperand::Imm8(port)) => ([opcode, port, 0], 2),
-            (_, PortOperand::Dx) => ([opcode, 0, 0], 1),
+    pub const fn encode(self) -> ([u8; Self::MAX_ENCODED], usize) {
+        let (mut bytes, mut len) = ([0; Self::MAX_ENCODED], 0);
+        if let PortOperand::String { rep, addr32 } = self.port {
+            if addr32 {
+                (bytes[len], len) = (0x67, len + 1);
+            }
+            if rep {
+                (bytes[len], len) = (0xf3, len + 1);
+            }
         }
+        if let Width::Word = self.width {
+            (bytes[len], len) = (0x66, len + 1);
+        }
+        (bytes[len], len) = (self.opcode(), len + 1);
+        if let PortOperand::Imm8(port) = self.port {
+            (bytes[len], len) = (port, len + 1);
+        }
+        (bytes, len)
     }
 
-    /// The instruction as the stubs hold it: always three bytes, `90` or (16-bit) `66`, the opcode, and the port or
-    /// `90`.
+    /// IN and OUT as the stubs hold them: always three bytes, `90` or (16-bit) `66`, the opcode, and the port or `90`.
     pub const fn encode_padded(self) -> [u8; 3] {
         let prefix = match self.width {
             Width::Word => 0x66,
@@ -147,7 +196,7 @@ impl IoInsn {
         };
         let last = match self.port {
             PortOperand::Imm8(port) => port,
-            PortOperand::Dx => 0x90,
+            _ => 0x90,
         };
         [prefix, self.opcode(), last]
     }
@@ -156,7 +205,7 @@ impl IoInsn {
     pub const fn port(self, gprs: &Gprs) -> u16 {
         match self.port {
             PortOperand::Imm8(port) => port as u16,
-            PortOperand::Dx => gprs.rdx as u16,
+            PortOperand::Dx | PortOperand::String { .. } => gprs.rdx as u16,
         }
     }
 
@@ -164,13 +213,15 @@ impl IoInsn {
     ///
     /// 64-bit mode rules (SDM vol. 2, 2.1 and 2.2.1): `66` selects 16 bits unless REX.W overrides it (W does not widen
     /// port I/O beyond 32 bits); a REX that is not directly before the opcode is void; segment overrides and `67` have
-    /// no effect.
+    /// no effect on IN and OUT. `67` makes INS and OUTS use 32-bit registers, `F2` and `F3` both repeat them, and an
+    /// override to FS or GS, which would move the data of OUTS, is refused.
     ///
     /// # Errors
     ///
     /// [`DecodeError`] says what was wrong; bytes after the instruction are never looked at.
     pub fn decode(code: &[u8]) -> Result<(IoInsn, usize), DecodeError> {
-        let (mut operand_size, mut rex_w, mut lock, mut repeat) = (false, false, false, None);
+        let (mut operand_size, mut addr32, mut rex_w, mut lock) = (false, false, false, false);
+        let (mut repeat, mut segment) = (None, None);
         let mut at = 0;
         let byte_at = |at: usize| {
             if at >= Self::MAX_LENGTH {
@@ -189,19 +240,19 @@ impl IoInsn {
                 0x66 => operand_size = true,
                 0xf0 => lock = true,
                 0xf2 | 0xf3 => repeat = Some(byte),
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+                0x67 => addr32 = true,
+                0x64 | 0x65 => segment = Some(byte),
+                0x26 | 0x2e | 0x36 | 0x3e => {} // no effect in 64-bit mode
                 _ => break byte,
             }
             rex_w = false;
         };
-        if !matches!(opcode, 0xe4..=0xe7 | 0xec..=0xef) {
+        let string = matches!(opcode, 0x6c..=0x6f);
+        if !string && !matches!(opcode, 0xe4..=0xe7 | 0xec..=0xef) {
             return Err(DecodeError::NotPortIo { opcode });
         }
         if lock {
             return Err(DecodeError::Lock);
-        }
-        if let Some(prefix) = repeat {
-            return Err(DecodeError::Repeat { prefix });
         }
         let direction = if opcode & 0b10 != 0 { Direction::Out } else { Direction::In };
         let width = match opcode & 0b01 {
@@ -209,31 +260,51 @@ impl IoInsn {
             _ if operand_size && !rex_w => Width::Word,
             _ => Width::Dword,
         };
-        let port = if opcode & 0b1000 != 0 {
-            PortOperand::Dx
-        } else {
-            let port = byte_at(at)?;
-            at += 1;
-            PortOperand::Imm8(port)
+        let port = match (string, opcode & 0b1000 != 0) {
+            (true, _) => PortOperand::String { rep: repeat.is_some(), addr32 },
+            (false, true) => PortOperand::Dx,
+            (false, false) => {
+                let port = byte_at(at)?;
+                at += 1;
+                PortOperand::Imm8(port)
+            }
         };
+        match (string, repeat, segment) {
+            (false, Some(prefix), _) => return Err(DecodeError::Repeat { prefix }),
+            (true, _, Some(prefix)) if matches!(direction, Direction::Out) => {
+                return Err(DecodeError::Segment { prefix });
+            }
+            _ => {}
+        }
         Ok((Self { direction, width, port }, at))
     }
 
-    /// Every form, the six with DX first, then those with an immediate port.
+    /// Every form of IN and OUT, the six with DX first, then those with an immediate port.
     pub fn all() -> impl Iterator<Item = IoInsn> {
-        let parts = || {
-            [Direction::In, Direction::Out]
-                .into_iter()
-                .flat_map(|direction| Width::ALL.into_iter().map(move |width| (direction, width)))
-        };
-        let dx = parts().map(|(direction, width)| Self { direction, width, port: PortOperand::Dx });
-        let imm8 = parts().flat_map(|(direction, width)| {
+        let imm8 = Self::kinds().flat_map(|(direction, width)| {
             (0..=u8::MAX).map(move |port| Self { direction, width, port: PortOperand::Imm8(port) })
         });
-        dx.chain(imm8)
+        Self::kinds().map(|(direction, width)| Self { direction, width, port: PortOperand::Dx }).chain(imm8)
     }
 
-    /// Position in [`Self::all`]: the index of the form's stub in a table.
+    /// Every form of INS and OUTS.
+    pub fn strings() -> impl Iterator<Item = IoInsn> {
+        [(false, false), (true, false), (false, true), (true, true)].into_iter().flat_map(|(rep, addr32)| {
+            Self::kinds().map(move |(direction, width)| Self {
+                direction,
+                width,
+                port: PortOperand::String { rep, addr32 },
+            })
+        })
+    }
+
+    fn kinds() -> impl Iterator<Item = (Direction, Width)> {
+        [Direction::In, Direction::Out]
+            .into_iter()
+            .flat_map(|direction| Width::ALL.into_iter().map(move |width| (direction, width)))
+    }
+
+    /// Position in [`Self::all`], and from [`Self::COUNT`] on in [`Self::strings`].
     pub(crate) const fn index(self) -> usize {
         let kind = match self.direction {
             Direction::In => 0,
@@ -242,12 +313,13 @@ impl IoInsn {
         match self.port {
             PortOperand::Dx => kind,
             PortOperand::Imm8(port) => 6 + kind * 256 + port as usize,
+            PortOperand::String { rep, addr32 } => Self::COUNT + (rep as usize + 2 * addr32 as usize) * 6 + kind,
         }
     }
 }
 
 impl fmt::Display for IoInsn {
-    /// Intel syntax: `in al, dx`, `out 0x80, eax`.
+    /// Intel syntax: `in al, dx`, `out 0x80, eax`, `rep insb`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let register = match self.width {
             Width::Byte => "al",
@@ -259,6 +331,20 @@ impl fmt::Display for IoInsn {
             (Direction::In, PortOperand::Imm8(port)) => write!(f, "in {register}, {port:#04x}"),
             (Direction::Out, PortOperand::Dx) => write!(f, "out dx, {register}"),
             (Direction::Out, PortOperand::Imm8(port)) => write!(f, "out {port:#04x}, {register}"),
+            (direction, PortOperand::String { rep, addr32 }) => {
+                let mnemonic = match direction {
+                    Direction::In => "ins",
+                    Direction::Out => "outs",
+                };
+                let suffix = match self.width {
+                    Width::Byte => "b",
+                    Width::Word => "w",
+                    Width::Dword => "d",
+                };
+                let prefixes = if addr32 { "addr32 " } else { "" };
+                let rep = if rep { "rep " } else { "" };
+                write!(f, "{prefixes}{rep}{mnemonic}{suffix}")
+            }
         }
     }
 }
@@ -285,8 +371,14 @@ pub enum DecodeError {
         /// 0xF2 or 0xF3.
         prefix: u8,
     },
+    /// OUTS from a segment with a base of its own, FS or GS.
+    #[error("a segment override ({prefix:02x}) to FS or GS is not supported on OUTS")]
+    Segment {
+        /// 0x64 or 0x65.
+        prefix: u8,
+    },
     /// Some other instruction.
-    #[error("opcode {opcode:02x} is not IN or OUT")]
+    #[error("opcode {opcode:02x} is not IN, OUT, INS or OUTS")]
     NotPortIo {
         /// The first byte that is not a prefix.
         opcode: u8,

@@ -81,7 +81,7 @@ impl StubTable {
     /// The plain stub of a form, whatever the quirks say.
     #[inline]
     pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
-        let (at, len) = self.map.arena.plain(insn);
+        let (at, len) = self.map.arena.stub(insn);
         Stub { code: &self.code[at..at + len] }
     }
 
@@ -177,9 +177,7 @@ impl StubTableBuilder {
     /// - [`Error::SignalHandler`]: the fault handler could not be installed.
     pub fn build(self) -> Result<StubTable, Error> {
         let Self { style, quirks, fault_recovery } = self;
-        if style.layout == Layout::Rop && shadow_stack_is_active() {
-            return Err(Error::ShadowStack);
-        }
+        check_returns(style.layout, shadow_stack_is_active())?;
         let mut assembler = VecAssembler::<X64Relocation>::new(0);
         let mut placed = Vec::with_capacity(quirks.as_slice().len());
         let arena = Arena::emit(&mut DynasmSink(&mut assembler), &style, quirks.as_slice(), |stub| placed.push(stub));
@@ -211,6 +209,11 @@ fn make_executable(bytes: &[u8]) -> Result<ExecutableBuffer, Error> {
         }
     }
     Ok(code)
+}
+
+/// A hijacked return address is a control-protection fault where RETs are checked.
+fn check_returns(layout: Layout, shadow_stack: bool) -> Result<(), Error> {
+    if layout == Layout::Rop && shadow_stack { Err(Error::ShadowStack) } else { Ok(()) }
 }
 
 /// Whether RETs of this thread are checked against a shadow stack: RDSSP leaves its operand alone when they are not
@@ -275,5 +278,28 @@ impl Stub<'_> {
 impl fmt::Debug for Stub<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stub({:p}: {:02x?})", self.as_ptr(), self.code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rop_alone_is_refused_with_a_shadow_stack() {
+        for layout in Layout::ALL {
+            assert!(check_returns(layout, false).is_ok());
+            assert_eq!(check_returns(layout, true).is_err(), layout == Layout::Rop);
+        }
+    }
+
+    /// The kernel's word against the CPU's: `x86_Thread_features` lists `shstk` where a shadow stack is on. (No CPU without
+    /// one can show the other answer.)
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_shadow_stack_is_detected_as_the_kernel_reports_it() {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let features = status.lines().find_map(|line| line.strip_prefix("x86_Thread_features:")).unwrap_or("");
+        assert_eq!(shadow_stack_is_active(), features.split_whitespace().any(|feature| feature == "shstk"));
     }
 }

@@ -59,6 +59,7 @@ pub(crate) enum Backend {
     #[default]
     Hardware,
     /// A no-op of the same length, for benchmarks.
+    #[cfg(feature = "std")]
     Elided,
     /// A call into a device model.
     #[cfg(feature = "std")]

@@ -1,4 +1,32 @@
 //! `ioemul` runs an x86 port-I/O instruction **with somebody else's registers in view**.
+//!
+//! A guest executed IN or OUT, and the access has to be made for it. An SMM handler, the VMware backdoor or a vendor
+//! mailbox behind the port reads and writes *every* general-purpose register at that instant, so `outb(port, value)` is
+//! not enough: the access must run with the guest's fifteen registers loaded, and give all fifteen back, with the flags.
+//! Machine-code *stubs* do that. There is one for each of the 1,542 forms of IN and OUT (and the string forms), all
+//! assembled once, by dynasm-rs, into one immutable executable buffer.
+//!
+//! ```text
+//! guest bytes ──decode──▶ IoInsn ──permitted?──▶ quirk for this platform? ──▶ stub ──run──▶ Gprs / Error
+//!                         insn.rs  ports.rs      quirk_table.rs               jit.rs
+//! ```
+//!
+//! # Where to start
+//!
+//! - [`IoEmulator`] is the safe front door: bytes and registers in, registers or an [`Error`] out, on a [`SoftwareBus`]
+//!   of device models or, on the authority of one `unsafe` call, on the hardware.
+//! - [`StubTable`] is the engine under it, for who wants to run stubs himself.
+//! - [`emit_stub`] and [`CodeTable`] write the same stubs to memory that the caller owns, without `std` and without an
+//!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
+//! - [`Layout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms that
+//!   need more; [`fault`] how a #GP becomes an error.
+//!
+//! # Features
+//!
+//! `std` (default): everything that needs a process. Without it the crate is `no_std` and holds registers, instructions,
+//! helpers, slots and quirks.
+//!
+//! x86-64 only. Linux is the supported system: fault recovery, DMI and privilege are Linux's.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(missing_docs)]
 #![deny(unsafe_code)] // allowed, with a reason, at the head of the modules that run machine code
@@ -39,6 +67,8 @@ mod jit;
 mod ports;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod privilege;
+#[cfg(feature = "std")]
+mod string_io;
 
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
@@ -52,7 +82,7 @@ pub use slot::{CodeTable, EmitError, Helpers, SlotOptions, emit_stub, emit_stub_
 
 #[cfg(feature = "std")]
 pub use {
-    bus::{DeviceError, PortAccess, PortDevice, SoftwareBus},
+    bus::{DeviceError, PortAccess, PortDevice, SoftwareBus, StringError},
     dmi::DmiIdentity,
     emulator::{IoEmulator, IoEmulatorBuilder},
     error::Error,

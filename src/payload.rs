@@ -1,5 +1,7 @@
 //! What stands between the loads and the saves of a stub: the I/O instruction, or a quirk's sequence around it.
 
+use dynasm::dynasm;
+
 use crate::layout::{Backend, StubStyle};
 use crate::{CodeSink, IoInsn};
 
@@ -32,19 +34,43 @@ impl<'a> Payload<'a> {
         self.access(insn, &bytes[..len]);
     }
 
-    /// Emits the three bytes that stand in a stub whose I/O no quirk replaces.
+    /// Emits what stands in a stub whose I/O no quirk replaces: IN and OUT in three bytes; INS and OUTS in four, with DF
+    /// clear, and as it was afterwards. All string forms have one length.
     pub(crate) fn io_padded(&mut self, insn: IoInsn) {
-        self.access(insn, &insn.encode_padded());
+        const DF: i32 = 1 << 10;
+        if !insn.is_string() {
+            return self.access(insn, &insn.encode_padded());
+        }
+        dynasm!(self ; .arch x64 ; pushfq);
+        self.pushed(8);
+        dynasm!(self ; .arch x64 ; cld);
+        let (bytes, len) = insn.encode();
+        let mut padded = [0x90; IoInsn::MAX_ENCODED];
+        padded[IoInsn::MAX_ENCODED - len..].copy_from_slice(&bytes[..len]);
+        self.access(insn, &padded);
+        // The flags as the I/O left them, but for DF, which is the caller's. No register is free for this.
+        dynasm!(self ; .arch x64
+            ; pushfq
+            ; test DWORD [BYTE rsp + 8], DF
+            ; jz BYTE >forward
+            ; or DWORD [rsp], DF
+            ; forward:
+            ; popfq
+            ; lea rsp, [BYTE rsp + 8]
+        );
+        self.popped(8);
     }
 
     #[cfg_attr(not(feature = "std"), allow(unused_variables))] // only a bus asks which instruction it is
     fn access(&mut self, insn: IoInsn, encoding: &[u8]) {
         match self.style.backend {
             Backend::Hardware => self.ops.extend(encoding),
+            #[cfg(feature = "std")]
             Backend::Elided => self.ops.extend(match encoding.len() {
                 1 => &[0x90],
                 2 => &[0x66, 0x90],
-                _ => &[0x0f, 0x1f, 0x00],
+                3 => &[0x0f, 0x1f, 0x00],
+                _ => &[0x0f, 0x1f, 0x40, 0x00],
             }),
             #[cfg(feature = "std")]
             Backend::Bus => {

@@ -225,7 +225,7 @@ impl CodeTable {
 
     /// The executable address of the plain stub of `insn`: an `extern "sysv64" fn(*mut Gprs)`.
     pub fn entry(&self, insn: IoInsn) -> u64 {
-        self.va + self.arena.plain(insn).0 as u64
+        self.va + self.arena.stub(insn).0 as u64
     }
 
     /// The executable address of the stub for this access: the quirk's where it applies, else the plain one.

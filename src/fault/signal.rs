@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use once_cell::sync::OnceCell;
 
 use super::{FaultMap, StubResult};
+use crate::Gprs;
 
 /// One table in the list that the handler walks. Nodes are never freed, since a handler may be looking at one at any
 /// time, but used again; `sequence` is odd while one changes.
@@ -182,6 +183,14 @@ pub unsafe fn recover(info: *const libc::siginfo_t, context: *mut c_void) -> boo
     registers[libc::REG_RDX as usize] = if vector == 14 { registers[libc::REG_CR2 as usize] } else { 0 };
     registers[libc::REG_RSP as usize] += i64::from(rsp_adjust);
     registers[libc::REG_RIP as usize] = (start + resume) as i64;
+    if map.arena.is_string(rip - start) {
+        // How far INS or OUTS got. The stub's frame ends with the address of the register file.
+        // SAFETY: RSP is that of the frame; the register file is the one that the stub was called with.
+        let gprs = unsafe { &mut **(registers[libc::REG_RSP as usize] as *const *mut Gprs) };
+        gprs.rcx = registers[libc::REG_RCX as usize] as u64;
+        gprs.rsi = registers[libc::REG_RSI as usize] as u64;
+        gprs.rdi = registers[libc::REG_RDI as usize] as u64;
+    }
     true
 }
 

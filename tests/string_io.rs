@@ -1,0 +1,276 @@
+//! INS and OUTS: the registers that the instruction owns, the memory it moves, and what is left when it ends early.
+
+use std::sync::{Arc, Mutex};
+
+use ioemul::{
+    DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortOperand, PortSet,
+    SoftwareBus, StringError, StubTable, Width,
+};
+
+/// Counts up on IN, keeps what it is given on OUT, and refuses after so many elements.
+struct Fifo {
+    next: u32,
+    taken: Taken,
+    refuse_after: usize,
+}
+
+impl PortDevice for Fifo {
+    fn port_in(&mut self, _: PortAccess, _: &mut Gprs) -> u32 {
+        self.next += 0x0101_0101;
+        self.next
+    }
+
+    fn port_out(&mut self, _: PortAccess, value: u32, gprs: &mut Gprs) {
+        self.taken.lock().unwrap().push((value, *gprs));
+    }
+
+    fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
+        if self.refuse_after == 0 {
+            return Err("the FIFO is stuck".into());
+        }
+        self.refuse_after -= 1;
+        match access.direction {
+            Direction::In => Ok(self.port_in(access, gprs)),
+            _ => {
+                self.port_out(access, value, gprs);
+                Ok(0)
+            }
+        }
+    }
+}
+
+type Taken = Arc<Mutex<Vec<(u32, Gprs)>>>;
+
+/// An emulator in each layout with the FIFO at 0x300 to 0x303, and what the FIFO was given.
+fn emulators(refuse_after: usize) -> impl Iterator<Item = (IoEmulator, Taken)> {
+    Layout::ALL.into_iter().map(move |layout| {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let mut bus = SoftwareBus::new();
+        bus.attach(0x300..=0x303, Fifo { next: 0, taken: taken.clone(), refuse_after }).unwrap();
+        let mut ports = PortSet::none();
+        ports.allow(0x300..=0x310);
+        (IoEmulator::builder().layout(layout).ports(ports).bus(bus).build().unwrap(), taken)
+    })
+}
+
+/// Registers that are all different; DX is the FIFO's port.
+fn registers(rcx: u64) -> Gprs {
+    let words = std::array::from_fn(|i| 0x0123_4567_89ab_cdef_u64.rotate_left(4 * i as u32));
+    Gprs { rcx, rdx: 0xffff_0000_0000_0300, rflags: 0, ..Gprs::from_words(words) }
+}
+
+fn forms(direction: Direction) -> impl Iterator<Item = (IoInsn, bool, bool)> {
+    IoInsn::strings().filter(move |insn| insn.direction == direction).map(|insn| match insn.port {
+        PortOperand::String { rep, addr32 } => (insn, rep, addr32),
+        other => panic!("{other:?}"),
+    })
+}
+
+/// What a register holds after an instruction of this address size wrote to it.
+fn written(value: u64, addr32: bool) -> u64 {
+    if addr32 { value as u32 as u64 } else { value }
+}
+
+#[test]
+fn ins_fills_memory_and_moves_its_registers_alone() {
+    for (insn, rep, addr32) in forms(Direction::In) {
+        for (mut emulator, _) in emulators(usize::MAX) {
+            let before = registers(if addr32 { 0xdead_beef_0000_0003 } else { 3 });
+            let (mut gprs, mut memory) = (before, [0xaa; 16]);
+            let width = usize::from(insn.width.bytes());
+            let len = if rep { 3 * width } else { width };
+            assert_eq!(emulator.read_string(insn, &mut gprs, &mut memory).unwrap(), len, "{insn}");
+            let expected: Vec<u8> = (0..len).map(|i| (i / width + 1) as u8).collect();
+            assert_eq!((&memory[..len], &memory[len..]), (&expected[..], &[0xaa; 16][len..]), "{insn}");
+            let after = Gprs {
+                rcx: if rep { 0 } else { before.rcx },
+                rdi: written(before.rdi.wrapping_add(len as u64), addr32),
+                rflags: gprs.rflags,
+                ..before
+            };
+            assert_eq!(gprs, after, "{insn}");
+            assert_eq!(gprs.rflags & Gprs::STATUS_FLAGS, Gprs::FLAGS_AT_IO, "{insn}");
+        }
+    }
+}
+
+#[test]
+fn outs_reads_memory_with_the_guest_in_view() {
+    for (insn, rep, addr32) in forms(Direction::Out) {
+        for (mut emulator, taken) in emulators(usize::MAX) {
+            let before = registers(2);
+            let mut gprs = before;
+            let width = usize::from(insn.width.bytes());
+            let memory = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+            let len = if rep { 2 * width } else { width };
+            assert_eq!(emulator.write_string(insn, &mut gprs, &memory).unwrap(), len, "{insn}");
+            let taken = taken.lock().unwrap();
+            let expected: Vec<u32> = memory[..len]
+                .chunks(width)
+                .map(|element| element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
+                .collect();
+            assert_eq!(taken.iter().map(|taken| taken.0).collect::<Vec<_>>(), expected, "{insn}");
+            let seen = taken[0].1;
+            assert_eq!(
+                seen,
+                Gprs { rsi: seen.rsi, rflags: seen.rflags, ..before },
+                "{insn}: all but RSI is the guest's"
+            );
+            let after = Gprs {
+                rcx: if rep { 0 } else { before.rcx },
+                rsi: written(before.rsi.wrapping_add(len as u64), addr32),
+                rflags: gprs.rflags,
+                ..before
+            };
+            assert_eq!(gprs, after, "{insn}");
+        }
+    }
+}
+
+#[test]
+fn a_count_of_zero_changes_nothing() {
+    for direction in [Direction::In, Direction::Out] {
+        for (insn, _, addr32) in forms(direction).filter(|form| form.1) {
+            for (mut emulator, taken) in emulators(usize::MAX) {
+                let before = registers(if addr32 { 0xdead_beef_0000_0000 } else { 0 });
+                let mut gprs = before;
+                let done = match direction {
+                    Direction::In => emulator.read_string(insn, &mut gprs, &mut []),
+                    _ => emulator.write_string(insn, &mut gprs, &[]),
+                };
+                assert_eq!(done.unwrap(), 0, "{insn}");
+                assert_eq!(gprs, Gprs { rflags: gprs.rflags, ..before }, "{insn}");
+                assert!(taken.lock().unwrap().is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_access_that_ends_early_says_how_far_it_got() {
+    for (mut emulator, _) in emulators(2) {
+        let before = registers(5);
+        let (mut gprs, mut memory) = (before, [0; 20]);
+        let error = emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut memory).unwrap_err();
+        assert_eq!(error.to_string(), "the device at port 0x0300 refused the access: the FIFO is stuck");
+        assert_eq!(gprs, Gprs { rcx: 3, rdi: before.rdi + 4, ..before });
+        assert_eq!(memory[..6], [1, 1, 2, 2, 0, 0]);
+    }
+}
+
+#[test]
+fn memory_and_ports_are_checked_before_the_first_element() {
+    for (mut emulator, taken) in emulators(usize::MAX) {
+        for count in [3, u64::MAX, 1 << 62] {
+            let before = registers(count);
+            let mut gprs = before;
+            let error = emulator.write_string(IoInsn::rep_outs(Width::Dword), &mut gprs, &[0; 11]).unwrap_err();
+            assert!(matches!(error, Error::StringOutOfBounds { available: 11, .. }), "{error}");
+            assert_eq!(gprs, before);
+        }
+        let before = Gprs { rdx: 0x30e, ..registers(1) };
+        let mut gprs = before;
+        let error = emulator.write_string(IoInsn::rep_outs(Width::Dword), &mut gprs, &[0; 4]).unwrap_err();
+        assert!(matches!(error, Error::PortDenied { port: 0x30e, .. }), "{error}");
+        assert_eq!(gprs, before);
+        assert!(taken.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_guests_addresses_are_never_followed() {
+    let (mut emulator, _) = emulators(usize::MAX).next().unwrap();
+    let before = registers(1);
+    let mut gprs = before;
+    for insn in IoInsn::strings() {
+        let error = emulator.execute(insn, &mut gprs).unwrap_err();
+        assert!(matches!(error, Error::StringForm { insn: refused } if refused == insn));
+    }
+    let error = emulator.emulate(&[0xf3, 0x6c], &mut gprs).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`rep insb` moves data between a port and memory: `read_string` runs INS, `write_string` OUTS, `execute` neither"
+    );
+    assert!(emulator.write_string(IoInsn::rep_ins(Width::Byte), &mut gprs, &[0]).is_err());
+    assert!(emulator.read_string(IoInsn::in_dx(Width::Byte), &mut gprs, &mut [0]).is_err());
+    assert_eq!(gprs, before);
+}
+
+#[test]
+fn several_devices_and_none_share_an_element() {
+    let (mut emulator, _) = emulators(usize::MAX).next().unwrap();
+    let mut gprs = Gprs { rdx: 0x302, ..registers(2) };
+    let mut memory = [0; 8];
+    emulator.read_string(IoInsn::rep_ins(Width::Dword), &mut gprs, &mut memory).unwrap();
+    assert_eq!(memory, [1, 2, 255, 255, 3, 4, 255, 255]);
+}
+
+#[test]
+fn a_device_may_take_the_slice_at_once() {
+    struct Sector(Arc<Mutex<Vec<u8>>>);
+    impl PortDevice for Sector {
+        fn port_in(&mut self, _: PortAccess, _: &mut Gprs) -> u32 {
+            panic!("element by element")
+        }
+        fn port_out(&mut self, _: PortAccess, _: u32, _: &mut Gprs) {
+            panic!("element by element")
+        }
+        fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+            assert_eq!((access.width, gprs.rcx), (Width::Word, 256));
+            self.0.lock().unwrap().extend_from_slice(data);
+            gprs.rbx = 0x1_0000; // a status in another register, as VMware's high-bandwidth channel has it
+            Ok(())
+        }
+    }
+    let sector = Arc::new(Mutex::new(Vec::new()));
+    let mut bus = SoftwareBus::new();
+    bus.attach(0x1f0..=0x1f7, Sector(sector.clone())).unwrap();
+    let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(bus).build().unwrap();
+    let data: Vec<u8> = (0..512).map(|i| i as u8).collect();
+    let mut gprs = Gprs { rdx: 0x1f0, ..registers(256) };
+    emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &data).unwrap();
+    assert_eq!((&*sector.lock().unwrap(), gprs.rbx, gprs.rcx), (&data, 0x1_0000, 0));
+}
+
+#[test]
+fn without_privilege_nothing_moves() {
+    for layout in Layout::ALL {
+        let table = StubTable::new(layout).unwrap();
+        for insn in IoInsn::strings() {
+            let mut memory = [0xaa_u8; 4];
+            let before = Gprs { rsi: memory.as_mut_ptr() as u64, rdi: memory.as_mut_ptr() as u64, ..registers(1) };
+            let mut gprs = before;
+            // SAFETY: the registers point to four bytes; the process has no privilege for the port.
+            let fault = unsafe { table.stub(insn).run(&mut gprs) }.unwrap_err();
+            assert_eq!((fault.vector, gprs, memory), (13, before, [0xaa; 4]), "{layout:?} {insn}");
+        }
+    }
+}
+
+/// A caller that has DF set, against the psABI, has it set afterwards; the instruction runs with DF clear (the CLD is in
+/// the stub, between the two PUSHFQ).
+#[test]
+fn the_direction_flag_is_the_callers() {
+    const DF: u64 = 1 << 10;
+    for layout in Layout::ALL {
+        let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
+        for insn in IoInsn::strings() {
+            let stub = table.stub(insn);
+            let io = [0x9c, 0xfc, 0x0f, 0x1f, 0x40, 0x00, 0x9c]; // pushfq; cld; nop; pushfq
+            assert!(stub.code().windows(io.len()).any(|window| window == io), "{:02x?}", stub.code());
+            for (set, direction) in [(0_u64, 0), (1, DF)] {
+                let mut gprs = registers(1);
+                let after: u64;
+                // SAFETY: the stub is a function of this signature that runs no I/O; DF is cleared again.
+                unsafe {
+                    std::arch::asm!(
+                        "test {set}, {set}", "jz 2f", "std", "2:", "call {stub}", "pushfq", "pop rax", "cld",
+                        set = in(reg) set, stub = in(reg) stub.as_ptr(), lateout("rax") after,
+                        in("rdi") &raw mut gprs, clobber_abi("sysv64"),
+                    )
+                };
+                assert_eq!((after & DF, gprs.rflags & DF), (direction, direction), "{layout:?} {insn}");
+            }
+        }
+    }
+}
