@@ -258,7 +258,7 @@ impl SoftwareBus {
 /// # Safety
 ///
 /// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
-unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
+pub(crate) unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
     match len {
         0 => &[],
         // SAFETY: the caller's promise.

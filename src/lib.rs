@@ -58,6 +58,8 @@ mod emulator;
 #[cfg(feature = "std")]
 mod error;
 #[cfg(feature = "std")]
+pub mod events;
+#[cfg(feature = "std")]
 pub mod fault;
 #[cfg(feature = "std")]
 mod hazard;
