@@ -38,6 +38,7 @@ compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 t
 // What a guest did: registers and instruction.
 mod gprs;
 mod insn;
+mod insn_text;
 // Machine code for it, wherever it goes.
 mod arena;
 mod helpers;
@@ -71,9 +72,12 @@ mod ports;
 mod privilege;
 #[cfg(feature = "std")]
 mod string_io;
+#[cfg(feature = "std")]
+pub mod trace;
 
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
+pub use insn_text::ParseInsnError;
 
 pub use arena::Fixup;
 pub use layout::Layout;
