@@ -133,7 +133,8 @@ fn install() -> io::Result<()> {
                     // SAFETY: all-zero is a valid sigaction: no flags, an empty mask.
                     let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
                     action.sa_sigaction = handler as *const () as usize;
-                    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                    // NODEFER: a handler of another signal may interrupt this one, and run stubs that fault.
+                    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
                     // SAFETY: the handler is a function of the signature that SA_SIGINFO asks for, and async-signal-safe.
                     if unsafe { libc::sigaction(signal, &action, ptr::null_mut()) } != 0 {
                         return Err(io::Error::last_os_error());
@@ -204,6 +205,17 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void)
     let (action, flags) = previous.map_or((libc::SIG_DFL, 0), |previous| (previous.sa_sigaction, previous.sa_flags));
     // SAFETY: `info` is the kernel's.
     let is_fault = unsafe { (*info).si_code } > 0;
+    if let Some(previous) = previous {
+        // What the kernel would block while it runs. The mask of before comes back with the interrupted context.
+        // SAFETY: async-signal-safe, on valid sets; nobody asks for the old one.
+        unsafe {
+            let mut mask = previous.sa_mask;
+            if flags & libc::SA_NODEFER == 0 {
+                libc::sigaddset(&mut mask, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &mask, ptr::null_mut());
+        }
+    }
     match action {
         libc::SIG_IGN if !is_fault => {}
         libc::SIG_DFL | libc::SIG_IGN => {

@@ -1,0 +1,104 @@
+//! The library, from the outside in: four layouts, and in each of them the emulator and the table.
+
+use std::error::Error;
+use std::io;
+
+use hw_shared::stubs::{Slot, Style};
+use hw_shared::{Engine, Refused, by_hand};
+use ioemul::{Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortSet, QuirkTable, Ring, StubTable};
+
+/// An engine and its place in the report.
+pub struct Named {
+    pub layout: Layout,
+    pub variant: &'static str,
+    pub engine: Box<dyn Engine>,
+}
+
+/// All of them.
+pub fn all() -> Result<Vec<Named>, Box<dyn Error>> {
+    let quirks = QuirkTable::for_platform(&DmiIdentity::read()?);
+    let mut engines = Vec::new();
+    for layout in Layout::ALL {
+        // SAFETY: the machine is ours alone and was made for this.
+        let builder = unsafe { IoEmulator::builder().layout(layout).ports(PortSet::all()).native() };
+        engines.push(Named { layout, variant: "emulator", engine: Box::new(Emulator(builder.build()?)) });
+        let table = StubTable::builder().layout(layout).quirks(quirks.clone()).build()?;
+        engines.push(Named { layout, variant: "table", engine: Box::new(Table(table)) });
+    }
+    Ok(engines)
+}
+
+/// The reference, in place of the library.
+pub fn by_hand() -> io::Result<Vec<Named>> {
+    let engine = Box::new(ByHand(executable_memory()?));
+    Ok(vec![Named { layout: Layout::CallRet, variant: "by hand", engine }])
+}
+
+/// A slot of which one byte may be wrong.
+pub fn broken(layout: Layout, broken: bool) -> Result<Slot, Box<dyn Error>> {
+    let quirk = QuirkTable::for_platform(&DmiIdentity::read()?).as_slice().first().copied();
+    let style = Style { broken, quirk, ring: Ring::Three, hardened: None };
+    // SAFETY: the memory is executable, and new for each slot.
+    Ok(unsafe { Slot::new(executable_memory()?, layout, style) }?)
+}
+
+/// The safe front door.
+struct Emulator(IoEmulator);
+
+impl Engine for Emulator {
+    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+        self.0.execute(insn, gprs).map_err(|error| match error {
+            ioemul::Error::Fault(_) => Refused,
+            error => panic!("{insn}: {error}"),
+        })
+    }
+
+    fn execute_string(&mut self, insn: IoInsn, gprs: &mut Gprs, memory: &mut [u8]) -> Result<(), Refused> {
+        let result = match insn.direction {
+            Direction::In => self.0.read_string(insn, gprs, memory),
+            _ => self.0.write_string(insn, gprs, memory),
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(ioemul::Error::Fault(_)) => Err(Refused),
+            Err(error) => panic!("{insn}: {error}"),
+        }
+    }
+}
+
+/// The table, asked for a stub and told to run it.
+struct Table(StubTable);
+
+impl Engine for Table {
+    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+        // SAFETY: as for the emulator: the machine is ours alone.
+        unsafe { self.0.resolve(insn, gprs).run(gprs) }.map_err(|_| Refused)
+    }
+}
+
+/// An instruction between registers loaded and stored by hand: under Xen it traps, and Xen's stub executes it.
+struct ByHand(*mut [u8]);
+
+impl Engine for ByHand {
+    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+        // SAFETY: the memory is ours and executable, and so is the machine.
+        unsafe {
+            self.0.cast::<[u8; 4]>().write(by_hand::code(insn));
+            by_hand::run(gprs, self.0.cast());
+        }
+        Ok(())
+    }
+}
+
+/// A few pages that can be written and executed, for as long as the process lives: it patches its own code.
+fn executable_memory() -> io::Result<*mut [u8]> {
+    const LEN: usize = 1 << 16;
+    let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: new memory, wherever the kernel likes.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), LEN, protection, flags, -1, 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(std::ptr::slice_from_raw_parts_mut(memory.cast(), LEN))
+}

@@ -1,0 +1,36 @@
+//! What the guest asks of Linux: file systems, I/O privilege, physical memory, the end.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use hw_shared::{Chipset, Engine, HANDLER_ADDRESS, SMI_COMMAND, handler};
+
+/// Mounts a pseudo file system on a directory of the initramfs.
+pub fn mount(kind: &str, at: &str) {
+    let (kind, at) = (CString::new(kind).expect("no NUL"), CString::new(at).expect("no NUL"));
+    // SAFETY: the strings outlive the call and the data pointer may be null.
+    let result = unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    assert_eq!(result, 0, "mounting {at:?}: {}", io::Error::last_os_error());
+}
+
+/// Puts the handler into SMRAM; a deaf one answers some other command.
+pub fn install_smm_handler(chipset: Chipset, engine: &mut dyn Engine, deaf: bool) -> io::Result<()> {
+    let refused = |_| io::Error::other("the chipset's ports fault");
+    let mut code = handler().to_vec();
+    if deaf {
+        let command = code.iter_mut().find(|byte| **byte == SMI_COMMAND).expect("the handler compares with it");
+        *command ^= 0xff;
+    }
+    chipset.enable_smi(engine).map_err(refused)?;
+    chipset.open_smram(engine, true).map_err(refused)?;
+    std::fs::File::options().write(true).open("/dev/mem")?.write_all_at(&code, HANDLER_ADDRESS as u64)?;
+    chipset.open_smram(engine, false).map_err(refused)
+}
+
+/// Ends the machine: QEMU runs with `-no-reboot`.
+pub fn power_off() -> ! {
+    // SAFETY: nothing of this machine is worth keeping.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+    unreachable!("the kernel refused to reboot: {}", io::Error::last_os_error());
+}

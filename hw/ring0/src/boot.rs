@@ -1,0 +1,100 @@
+//! From PVH's 32-bit entry to 64-bit Rust: page tables that map the first GiB as it lies, long mode, SSE, a stack.
+
+core::arch::global_asm!(
+    // XEN_ELFNOTE_PHYS32_ENTRY (18): where to start, in 32-bit protected mode with paging off and EBX = start info.
+    ".pushsection .note.pvh, \"a\", @note",
+    ".long 4, 4, 18",
+    ".asciz \"Xen\"",
+    ".long pvh_start",
+    ".popsection",
+    ".pushsection .text.boot, \"ax\"",
+    ".code32",
+    ".global pvh_start",
+    "pvh_start:",
+    "cld",
+    "lea esp, [boot_stack_top]",
+    // 512 pages of 2 MiB: present, writable, large.
+    "mov ecx, 511",
+    "2:",
+    "mov eax, ecx",
+    "shl eax, 21",
+    "or eax, 0x83",
+    "mov [boot_page_directory + ecx * 8], eax",
+    "dec ecx",
+    "jns 2b",
+    "lea eax, [boot_page_directory + 3]",
+    "mov [boot_pdpt], eax",
+    "lea eax, [boot_pdpt + 3]",
+    "mov [boot_pml4], eax",
+    "lea eax, [boot_pml4]",
+    "mov cr3, eax",
+    "mov eax, 0x620", // CR4: PAE, OSFXSR, OSXMMEXCPT
+    "mov cr4, eax",
+    "mov ecx, 0xc0000080", // EFER.LME
+    "rdmsr",
+    "or eax, 0x100",
+    "wrmsr",
+    "mov eax, 0x80000013", // CR0: PG, ET, MP, PE
+    "mov cr0, eax",
+    "lgdt [boot_gdt_pointer]",
+    // A far jump to the 64-bit code segment, through memory.
+    "jmp fword ptr [boot_far_pointer]",
+    ".code64",
+    "boot_long_mode:",
+    "mov eax, 16",
+    "mov ds, eax",
+    "mov es, eax",
+    "mov ss, eax",
+    "mov edi, ebx",
+    "call {main}",
+    "ud2",
+    ".popsection",
+    ".pushsection .rodata.boot, \"a\"",
+    ".balign 8",
+    "boot_gdt:",
+    ".quad 0",
+    ".quad 0x00af9b000000ffff", // 8: code, 64 bits
+    ".quad 0x00cf93000000ffff", // 16: data
+    "boot_gdt_pointer:",
+    ".word 23",
+    ".long boot_gdt",
+    "boot_far_pointer:",
+    ".long boot_long_mode",
+    ".word 8",
+    ".popsection",
+    ".pushsection .bss.boot, \"aw\", @nobits",
+    ".balign 4096",
+    "boot_pml4:",
+    ".skip 4096",
+    "boot_pdpt:",
+    ".skip 4096",
+    "boot_page_directory:",
+    ".skip 4096",
+    ".skip 65536",
+    "boot_stack_top:",
+    ".popsection",
+    main = sym crate::main,
+);
+
+/// What PVH passes (Xen's public/arch-x86/hvm/start_info.h).
+#[repr(C)]
+pub struct StartInfo {
+    magic: u32,
+    version: u32,
+    flags: u32,
+    modules: u32,
+    module_list: u64,
+    command_line: u64,
+}
+
+impl StartInfo {
+    /// The kernel's command line.
+    pub fn command_line(&self) -> &'static str {
+        let start = self.command_line as *const core::ffi::c_char;
+        if start.is_null() {
+            return "";
+        }
+        // SAFETY: PVH says that this is the address of a string, and nothing overwrites it.
+        unsafe { core::ffi::CStr::from_ptr(start) }.to_str().unwrap_or("")
+    }
+}

@@ -1,0 +1,79 @@
+//! A machine with nothing on it but this image: runs the checks in ring 0 through slots and tables in memory of its own.
+#![no_std]
+#![no_main]
+
+mod boot;
+mod engines;
+mod machine;
+mod smbios;
+
+use core::fmt::Write;
+
+use hw_shared::model::Model;
+use hw_shared::{CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script, soak};
+use ioemul::Layout;
+
+use machine::Serial;
+
+extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
+    let params = Params::parse(start_info.command_line());
+    prepare_smm(&params);
+    match params.mode {
+        Mode::Checks => checks(&params),
+        Mode::Record | Mode::RecordByHand => record(&params),
+        Mode::Soak => soak(Devices::All, &params),
+        Mode::SoakSmm => soak(Devices::Smm, &params),
+    }
+    print(format_args!("ioemul|end\n"));
+    machine::power_off()
+}
+
+/// Puts our handler into SMRAM.
+fn prepare_smm(params: &Params) {
+    let engine = &mut engines::slot(Layout::CallRet, 0, false);
+    let chipset = Chipset::probe(engine).expect("nothing faults in ring 0");
+    let deaf = params.control && params.mode == Mode::Checks;
+    machine::install_smm_handler(chipset, engine, deaf).expect("nothing faults in ring 0");
+}
+
+/// The table of checks, in every layout and variant.
+fn checks(params: &Params) {
+    let report = |line: Line| print(format_args!("{line}\n"));
+    engines::for_each(|layout, variant, engine| {
+        for check in CHECKS.iter().filter(|check| check.kind.variants(Place::Ring0).contains(&variant)) {
+            report(Line { check: check.name, layout, variant, outcome: &run_check(check, engine, params) });
+        }
+    });
+    for check in CHECKS.iter().filter(|check| matches!(check.kind, Kind::Broken)) {
+        for layout in Layout::ALL {
+            let outcome = &run_broken(&mut engines::slot(layout, 0, !params.control));
+            report(Line { check: check.name, layout, variant: "patched slot", outcome });
+        }
+    }
+}
+
+/// The reference script, once in every layout.
+fn record(params: &Params) {
+    for layout in Layout::ALL {
+        script::record(&format_args!("{layout:?}"), &mut engines::slot(layout, 0, false), params, &mut Serial)
+            .expect("the serial port takes it");
+    }
+    script::record(&"broken", &mut engines::slot(Layout::CallRet, 0, true), params, &mut Serial)
+        .expect("the serial port takes it");
+}
+
+/// The mix, on a slot of each layout in turn, next to the model.
+fn soak(devices: Devices, params: &Params) {
+    let mut slots = core::array::from_fn::<_, 4, _>(|n| engines::slot(Layout::ALL[n], n, params.control && n == 3));
+    let [a, b, c, d] = &mut slots;
+    let mut mix = Mix::new(params.seed, devices);
+    match soak::soak(&mut [a, b, c, d], &mut mix, &mut Model::new(params.proliant), |accesses| accesses < params.count)
+    {
+        Ok(counts) => print(format_args!("ioemul|soak|{counts}|ok\n")),
+        Err((turn, failure)) => print(format_args!("ioemul|soak|{:?}, slot|{failure}\n", Layout::ALL[turn])),
+    }
+}
+
+fn print(text: core::fmt::Arguments) {
+    Serial.write_fmt(text).expect("the serial port takes it");
+}

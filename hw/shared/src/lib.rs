@@ -1,0 +1,27 @@
+//! What the guests in `hw/` and the host (`cargo xtask hw`) agree on.
+//!
+//! The guests link this crate and run [`CHECKS`]; the host links it too, so that it knows which results to wait for: a
+//! result that never arrives is a failure, not an absence.
+#![no_std]
+
+pub mod by_hand;
+mod checks;
+mod engine;
+mod mix;
+pub mod model;
+mod params;
+mod report;
+mod rng;
+pub mod script;
+mod smm;
+pub mod soak;
+mod strings;
+pub mod stubs;
+
+pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, Kind, Reg, Step};
+pub use engine::{Engine, Failure, Mismatch, Refused, run_broken, run_check, run_steps};
+pub use mix::{Devices, Mix};
+pub use params::{Mode, Params};
+pub use report::{Line, Place, RING0_VARIANTS, RING3_VARIANTS};
+pub use rng::Rng;
+pub use smm::{Chipset, HANDLER_ADDRESS, SMI_COMMAND, SMI_PORT, exchange, handler};

@@ -1,0 +1,147 @@
+//! Stubs run on the CPU itself, without privilege: instructions that change registers and flags stand in place of the
+//! access, as the payload of a quirk.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::arch::x86_64::__cpuid_count;
+
+use common::{any_gprs, cases, host};
+use dynasm::dynasm;
+use ioemul::{CodeSink, Gprs, IoInsn, Layout, Payload, Quirk, QuirkTable, Ring, StubTable, Width};
+use proptest::prelude::*;
+
+const INSN: IoInsn = IoInsn::out_dx(Width::Byte);
+
+/// Runs `payload` with `given` in the registers, in every layout.
+fn run_each(payload: fn(&mut Payload<'_>, Ring), given: Gprs) -> [Gprs; 4] {
+    // SAFETY: the payloads below change general-purpose registers and status flags alone.
+    let quirk = unsafe { Quirk::new("test", |insn, _| insn == INSN, payload) };
+    let mut quirks = QuirkTable::none();
+    quirks.push(quirk);
+    Layout::ALL.map(|layout| {
+        let table = StubTable::builder().layout(layout).quirks(quirks.clone()).build().unwrap();
+        let mut gprs = given;
+        let stub = table.resolve(INSN, &gprs);
+        // SAFETY: a stub and a register file; the payload makes no access.
+        let rax = unsafe { host::call(stub.as_ptr(), &mut gprs) };
+        assert_eq!(rax, 0, "{layout:?}: no fault");
+        gprs
+    })
+}
+
+/// The same; the layouts must agree.
+fn run(payload: fn(&mut Payload<'_>, Ring), given: Gprs) -> Gprs {
+    let results = run_each(payload, given);
+    assert!(results.iter().all(|gprs| *gprs == results[0]), "the layouts differ: {results:#?}");
+    results[0]
+}
+
+#[test]
+fn the_public_way() {
+    // SAFETY: CPUID changes four registers.
+    let cpuid = unsafe { Quirk::new("CPUID", |insn, _| insn == INSN, |payload, _| payload.extend(&[0x0f, 0xa2])) };
+    let mut quirks = QuirkTable::none();
+    quirks.push(cpuid);
+    let table = StubTable::builder().quirks(quirks).build().unwrap();
+    let mut gprs = Gprs::default();
+    // SAFETY: the payload makes no access.
+    unsafe { table.resolve(INSN, &gprs).run(&mut gprs) }.unwrap();
+    let leaf = __cpuid_count(0, 0);
+    assert_eq!([gprs.rax, gprs.rbx, gprs.rcx, gprs.rdx], [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(u64::from));
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    /// Four registers at once, zero-extended; the others stay.
+    #[test]
+    fn cpuid(given in any_gprs()) {
+        // Leaves whose answer is the same on every CPU of the machine.
+        for leaf in [0, 0x8000_0000, 0x8000_0002, 0x8000_0003, 0x8000_0004] {
+            let given = Gprs { rax: given.rax & !0xffff_ffff | leaf, ..given };
+            let gprs = run(|payload, _| payload.extend(&[0x0f, 0xa2]), given);
+            let expected = __cpuid_count(leaf as u32, given.rcx as u32);
+            let expected = Gprs {
+                rax: expected.eax.into(),
+                rbx: expected.ebx.into(),
+                rcx: expected.ecx.into(),
+                rdx: expected.edx.into(),
+                rflags: gprs.rflags,
+                ..given
+            };
+            prop_assert_eq!(gprs, expected);
+        }
+    }
+
+    #[test]
+    fn mul(given in any_gprs()) {
+        let gprs = run(|payload, _| dynasm!(payload ; .arch x64 ; mul rbx), given);
+        let product = u128::from(given.rax) * u128::from(given.rbx);
+        let (rax, rdx) = (product as u64, (product >> 64) as u64);
+        prop_assert_eq!(gprs, Gprs { rax, rdx, rflags: gprs.rflags, ..given });
+        // CF and OF say whether the upper half is in use.
+        prop_assert_eq!(gprs.rflags & 0x801, if rdx != 0 { 0x801 } else { 0 });
+    }
+
+    /// Each register moves to the place of its neighbour.
+    #[test]
+    fn exchange_of_all_registers(given in any_gprs()) {
+        let rotate: fn(&mut Payload<'_>, Ring) = |payload, _| dynasm!(payload ; .arch x64
+            ; xchg rax, rbx ; xchg rbx, rcx ; xchg rcx, rdx ; xchg rdx, rsi ; xchg rsi, rdi ; xchg rdi, rbp ; xchg rbp, r8
+            ; xchg r8, r9 ; xchg r9, r10 ; xchg r10, r11 ; xchg r11, r12 ; xchg r12, r13 ; xchg r13, r14 ; xchg r14, r15
+        );
+        let mut expected = given.to_words();
+        expected[..15].rotate_left(1);
+        let gprs = run(rotate, given);
+        expected[15] = gprs.rflags;
+        prop_assert_eq!(gprs.to_words(), expected);
+        prop_assert_eq!(gprs.rflags & Gprs::STATUS_FLAGS, Gprs::FLAGS_AT_IO, "XCHG leaves the flags alone");
+    }
+}
+
+/// Before the first load and behind the last store, nothing of the flags is lost.
+#[test]
+fn flags() {
+    let after = |payload| run(payload, Gprs::default()).rflags & Gprs::STATUS_FLAGS;
+    assert_eq!(after(|_, _| ()), Gprs::FLAGS_AT_IO, "an empty payload");
+    assert_eq!(after(|payload, _| payload.extend(&[0xf9])), Gprs::FLAGS_AT_IO | Gprs::CF, "stc");
+    assert_eq!(after(|payload, _| payload.extend(&[0xf5])), Gprs::FLAGS_AT_IO | Gprs::CF, "cmc");
+    assert_eq!(after(|payload, _| payload.extend(&[0xf9, 0xf8])), Gprs::FLAGS_AT_IO, "stc; clc");
+    // cmp bl, 1 of BL 0: 0xff, with a borrow in and out of the lower half.
+    assert_eq!(after(|payload, _| payload.extend(&[0x80, 0xfb, 0x01])), 0x0095, "CF, PF, AF, SF");
+    // mov al, 0x7f; inc al.
+    assert_eq!(after(|payload, _| payload.extend(&[0xb0, 0x7f, 0xfe, 0xc0])), 0x0890, "OF, AF, SF");
+}
+
+/// The time stamps are in the order in which they were taken.
+#[test]
+fn rdtsc() {
+    // SAFETY: reads a counter.
+    let now = || unsafe { std::arch::x86_64::_rdtsc() };
+    let before = now();
+    let ones = Gprs { rax: u64::MAX, rdx: u64::MAX, ..Gprs::default() };
+    let stamps = run_each(|payload, _| payload.extend(&[0x0f, 0x31]), ones).map(|gprs| {
+        assert!(gprs.rax <= u32::MAX.into() && gprs.rdx <= u32::MAX.into(), "zero-extended");
+        gprs.rdx << 32 | gprs.rax
+    });
+    assert!(stamps.is_sorted() && before <= stamps[0] && stamps[3] <= now(), "{before} {stamps:?}");
+}
+
+/// A payload's own words on the stack, between two accesses of the guest's registers.
+#[test]
+fn a_payload_uses_the_stack() {
+    let swap: fn(&mut Payload<'_>, Ring) = |payload, _| {
+        dynasm!(payload ; .arch x64 ; push r8);
+        payload.pushed(8);
+        dynasm!(payload ; .arch x64 ; push r15);
+        payload.pushed(8);
+        dynasm!(payload ; .arch x64 ; pop r8);
+        payload.popped(8);
+        dynasm!(payload ; .arch x64 ; pop r15);
+        payload.popped(8);
+    };
+    let given = Gprs { r8: 8, r15: 15, ..Gprs::default() };
+    let gprs = run(swap, given);
+    assert_eq!(gprs, Gprs { r8: 15, r15: 8, rflags: gprs.rflags, ..given });
+}

@@ -1,0 +1,105 @@
+//! What runs inside the machines: built, fetched and packed.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use hw_shared::Params;
+
+use super::{host, initramfs, kernel};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Something for QEMU to boot.
+pub enum Image {
+    /// Debian's kernel, and ours as its only process.
+    Linux { kernel: PathBuf, initramfs: PathBuf },
+    /// The freestanding image.
+    Ring0 { kernel: PathBuf },
+    /// Debian's Xen, with the Linux above as dom0.
+    Xen { hypervisor: PathBuf, kernel: PathBuf, initramfs: PathBuf },
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Image::Linux { .. } => "linux",
+            Image::Ring0 { .. } => "ring0",
+            Image::Xen { .. } => "xen",
+        })
+    }
+}
+
+impl Image {
+    /// Debian's kernel with an initramfs of one static program.
+    pub fn linux() -> Result<Self> {
+        let target = host::scratch()?.join("guest");
+        let mut cargo = cargo_build(&host::workspace()?);
+        cargo.args(["--package", "hw-guest", "--target-dir"]).arg(&target);
+        host::build(cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"))?;
+        let init = fs::read(target.join(TARGET).join("release/hw-guest"))?;
+        let initramfs = host::scratch()?.join("initramfs.cpio");
+        fs::write(&initramfs, initramfs::pack(&init))?;
+        Ok(Image::Linux { kernel: kernel::vmlinux()?, initramfs })
+    }
+
+    /// An ELF file that QEMU starts through PVH.
+    pub fn ring0() -> Result<Self> {
+        let target = host::scratch()?.join("ring0");
+        let directory = host::workspace()?.join("hw/ring0");
+        let script = format!("-Clink-arg=-Wl,-T,{}", directory.join("image.ld").display());
+        // No C runtime, no dynamic loader, one position: 1 MiB.
+        let flags = [
+            "-Cpanic=abort",
+            "-Crelocation-model=static",
+            "-Clink-arg=-nostartfiles",
+            "-Clink-arg=-nostdlib",
+            "-Clink-arg=-static",
+            "-Clink-arg=-no-pie",
+            "-Clink-arg=-Wl,--build-id=none",
+            &script,
+        ];
+        let mut cargo = cargo_build(&directory);
+        cargo.arg("--target-dir").arg(&target).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        host::build(&mut cargo)?;
+        Ok(Image::Ring0 { kernel: target.join(TARGET).join("release/hw-ring0") })
+    }
+
+    /// Xen, on top of what [`Image::linux`] made.
+    pub fn xen(linux: &Image) -> Result<Self> {
+        let Image::Linux { kernel, initramfs } = linux else { unreachable!("dom0 is a Linux") };
+        let hypervisor = kernel::xen()?;
+        Ok(Image::Xen { hypervisor, kernel: kernel.clone(), initramfs: initramfs.clone() })
+    }
+
+    /// The part of QEMU's command line that boots this.
+    pub fn arguments(&self, params: &Params) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let linux = |console| format!("console={console} quiet panic=-1 {params}");
+        let arguments: [(&str, String); 3] = match self {
+            Image::Linux { kernel, initramfs } => {
+                [("-kernel", path(kernel)), ("-append", linux("ttyS0")), ("-initrd", path(initramfs))]
+            }
+            Image::Ring0 { kernel } => {
+                return ["-kernel".to_owned(), path(kernel), "-append".to_owned(), params.to_string()].into();
+            }
+            Image::Xen { hypervisor, kernel, initramfs } => {
+                // Multiboot modules: each path may be followed by a command line, commas are doubled.
+                let module = |file: &Path| path(file).replace(',', ",,");
+                let modules = format!("{} {},{}", module(kernel), linux("hvc0"), module(initramfs));
+                let own = "com1=115200,8n1 console=com1 loglvl=error guest_loglvl=error".to_owned();
+                [("-kernel", path(hypervisor)), ("-append", own), ("-initrd", modules)]
+            }
+        };
+        arguments.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+    }
+}
+
+/// `--target` keeps the flags of the guest away from build scripts and macros.
+fn cargo_build(directory: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.args(["build", "--quiet", "--release", "--target", TARGET]).current_dir(directory);
+    cargo
+}

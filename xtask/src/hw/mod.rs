@@ -1,0 +1,54 @@
+//! `cargo xtask hw`: the library on emulated hardware, in ring 3 under Linux and in ring 0 under nothing.
+
+mod bus;
+mod checks;
+mod guests;
+mod host;
+mod initramfs;
+mod kernel;
+mod qemu;
+mod reference;
+mod soak;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use guests::Image;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Compare the library, in all places and layouts, with Xen: one script of accesses, every register
+    #[arg(long)]
+    reference: bool,
+    /// Run a random mix of accesses for so many seconds, and compare each with a model
+    #[arg(long, value_name = "SECONDS", conflicts_with = "reference")]
+    soak: Option<u64>,
+    /// Seed of the random registers [default: random, and printed]
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let start = Instant::now();
+    let seed = options.seed.unwrap_or_else(random_seed);
+    host::ensure_programs()?;
+    let linux = Image::linux()?;
+    let ring0 = Image::ring0()?;
+    let good = match options.soak {
+        Some(seconds) => soak::run(&linux, seed, seconds)?,
+        None if options.reference => reference::run(&linux, &ring0, &Image::xen(&linux)?, seed)?,
+        None => checks::run(&linux, &ring0, seed)?,
+    };
+    let verdict = if good { "everything is as it should be" } else { "FAILED" };
+    println!("seed {seed}; all in all {:.1} s: {verdict}", start.elapsed().as_secs_f64());
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Good enough to be different every time; it is printed.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(()) >> 32
+}

@@ -1,0 +1,24 @@
+//! `cargo xtask`: chores of this repository that take more than cargo.
+
+mod hw;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about, bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Run the library on emulated hardware, under QEMU: see hw/README.md
+    Hw(hw::Options),
+}
+
+fn main() -> anyhow::Result<std::process::ExitCode> {
+    match Arguments::parse().chore {
+        Chore::Hw(options) => hw::run(&options),
+    }
+}
