@@ -66,6 +66,8 @@ pub mod fault;
 mod hazard;
 #[cfg(feature = "std")]
 mod jit;
+#[cfg(feature = "kvm")]
+mod kvm;
 #[cfg(feature = "std")]
 mod ports;
 #[cfg(all(feature = "std", target_os = "linux"))]
