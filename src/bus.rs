@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use dynasm::dynasm;
 
-use crate::{CodeSink, Direction, Error, Gprs, IoFault, IoInsn, PortOperand, Stub, Width, helpers};
+use crate::{CodeSink, Direction, Error, Gprs, Helper, IoFault, IoInsn, PortOperand, Stub, Width, helpers};
 
 /// One access to a port, as a device sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -388,11 +388,11 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_>, description: u32) {
 
 /// Emits what stands for an I/O instruction in a stub of a bus table. The register file's address is `depth` bytes up the
 /// stack. Leaves the flags alone.
-pub(crate) fn emit_access(ops: &mut dyn CodeSink, insn: IoInsn, depth: u8) {
+pub(crate) fn emit_access<S: CodeSink + ?Sized>(ops: &mut S, insn: IoInsn, depth: u8) {
     let description = describe::encode(insn, depth);
     dynasm!(ops ; .arch x64
         ; push DWORD description
-        ; call ->bus_access
+        ; call =>Helper::BusAccess
         ; lea rsp, [BYTE rsp + 8]
     );
 }

@@ -190,9 +190,10 @@ impl StubTableBuilder {
     pub fn build(self) -> Result<StubTable, Error> {
         let Self { style, quirks, fault_recovery } = self;
         check_returns(style.layout, shadow_stack_is_active())?;
-        let mut assembler = VecAssembler::<X64Relocation>::new(0);
+        let mut assembler = VecAssembler::<X64Relocation>::new_with_capacity(0, 1566 * 48 + 4096, 0, 0, 8, 0, 3200);
         let mut placed = Vec::with_capacity(quirks.as_slice().len());
-        let arena = Arena::emit(&mut DynasmSink(&mut assembler), &style, quirks.as_slice(), |stub| placed.push(stub));
+        let mut sink = DynasmSink::new(&mut assembler, VecAssembler::new_dynamic_label);
+        let arena = Arena::emit(&mut sink, &style, quirks.as_slice(), |stub| placed.push(stub));
         for stub in &placed {
             check_payload(&stub.quirk, &stub.shape)?;
         }

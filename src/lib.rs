@@ -85,7 +85,7 @@ pub use arena::Fixup;
 pub use layout::Layout;
 pub use payload::Payload;
 pub use quirk_table::{DmiMatch, PROLIANT_POLL_LIMIT, Quirk, Ring};
-pub use sink::CodeSink;
+pub use sink::{CodeSink, Helper};
 pub use slot::{CodeTable, EmitError, Helpers, SlotOptions, emit_stub, emit_stub_with, stub_fixup};
 
 #[cfg(feature = "std")]

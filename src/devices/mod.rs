@@ -33,7 +33,7 @@
 use core::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{DeviceError, Gprs, PortAccess, PortDevice};
+use crate::{DeviceError, Gprs, PortAccess, PortDevice, StringError};
 
 mod cmos;
 mod latch;
@@ -63,6 +63,14 @@ impl<D: PortDevice + ?Sized> PortDevice for Arc<Mutex<D>> {
 
     fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
         self.lock().unwrap_or_else(PoisonError::into_inner).try_access(access, value, gprs)
+    }
+
+    fn try_read_string(&mut self, access: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).try_read_string(access, data, gprs)
+    }
+
+    fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).try_write_string(access, data, gprs)
     }
 }
 

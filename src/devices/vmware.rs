@@ -1,13 +1,13 @@
 //! VMware's backdoor: a port access that is really a call, with arguments and answers in the other registers.
 
-use crate::{Gprs, PortAccess, PortDevice, Width};
+use crate::{Gprs, PortAccess, PortDevice, StringError, Width};
 
 mod message;
 
 use message::Channels;
 
 /// The VMware backdoor, port 0x5658: an IN or OUT of EAX with the magic number in EAX and a command in CX. Attach it to
-/// `0x5658..=0x565b`, the ports that a dword there covers.
+/// `0x5658..=0x565b`, the ports that a dword there covers; the high-bandwidth port 0x5659 is among them.
 ///
 /// | CX | command | answer |
 /// |---|---|---|
@@ -44,6 +44,9 @@ pub struct VmwareBackdoor {
 impl VmwareBackdoor {
     /// The port of the low-bandwidth interface.
     pub const PORT: u16 = 0x5658;
+
+    /// The port for INS and OUTS.
+    pub const HIGH_BANDWIDTH_PORT: u16 = 0x5659;
 
     /// What EAX has to hold: `VMXh`.
     pub const MAGIC: u32 = 0x564d_5868;
@@ -90,7 +93,11 @@ impl VmwareBackdoor {
     /// | 5 end of reply | EBX = 1 | |
     /// | 6 close | | |
     ///
-    /// Eight channels, messages of at most 64 KiB; a channel opened with cookies answers only to them.
+    /// In place of steps 2 and 4, all the data may go at once by REP OUTSB to, or REP INSB from, the high-bandwidth port
+    /// 0x5659 (bit 7 of the status of steps 1 and 3 says so): EBX = 0x10000, with the status coming back in its high word,
+    /// and the cookies in EBP and EDI (OUTSB) or ESI and EBP (INSB), the registers that the instruction leaves free.
+    ///
+    /// Eight channels, requests of at most 64 KiB; a channel opened with cookies answers only to them.
     pub fn rpc(mut self, host: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Self {
         self.channels = Some(Channels::new(host));
         self
@@ -121,6 +128,12 @@ impl VmwareBackdoor {
         }
     }
 
+    /// The channels, for a string instruction of bytes with the magic number.
+    fn high_bandwidth(&mut self, access: PortAccess, gprs: &Gprs) -> Option<&mut Channels> {
+        let is_call = access.port == Self::HIGH_BANDWIDTH_PORT && access.width == Width::Byte;
+        self.channels.as_mut().filter(|_| is_call && gprs.rax as u32 == Self::MAGIC)
+    }
+
     fn is_call(access: PortAccess, gprs: &Gprs) -> bool {
         access.port == Self::PORT && access.width == Width::Dword && gprs.rax as u32 == Self::MAGIC
     }
@@ -135,6 +148,21 @@ impl PortDevice for VmwareBackdoor {
         if Self::is_call(access, gprs) {
             gprs.rax = self.call(gprs).into();
         }
+    }
+
+    fn try_read_string(&mut self, access: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        data.fill(0xff);
+        if let Some(channels) = self.high_bandwidth(access, gprs) {
+            channels.receive_string(data, gprs);
+        }
+        Ok(())
+    }
+
+    fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        if let Some(channels) = self.high_bandwidth(access, gprs) {
+            channels.send_string(data, gprs);
+        }
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The message channels of the backdoor: a request and its reply, four bytes to an access.
+//! The message channels of the backdoor: a request and its reply, four bytes to an access or all in one string instruction.
 
 use core::fmt;
 
@@ -15,6 +15,8 @@ const MAX_REQUEST: u32 = 64 * 1024;
 const FAILURE: u16 = 0;
 const SUCCESS: u16 = 1;
 const REPLY_WAITING: u16 = 2;
+/// The data may go through the high-bandwidth port.
+const HIGH_BANDWIDTH: u16 = 0x80;
 
 /// All channels of one virtual machine.
 pub(super) struct Channels {
@@ -49,7 +51,7 @@ impl Channels {
         let status = match (gprs.rcx >> 16) as u16 {
             0 => self.open(gprs),
             6 => self.close(gprs),
-            step => match self.find(gprs) {
+            step => match self.find(gprs, (gprs.rsi, gprs.rdi)) {
                 None => FAILURE,
                 Some((channel, host)) => match step {
                     1 => channel.begin(gprs.rbx as u32, host),
@@ -82,17 +84,35 @@ impl Channels {
     }
 
     fn close(&mut self, gprs: &Gprs) -> u16 {
-        if self.find(gprs).is_none() {
+        if self.find(gprs, (gprs.rsi, gprs.rdi)).is_none() {
             return FAILURE;
         }
         self.channels[usize::from(high_word(gprs.rdx))] = None;
         SUCCESS
     }
 
-    /// The channel that the registers name, if it is open and they hold its cookies.
-    fn find(&mut self, gprs: &Gprs) -> Option<(&mut Channel, &mut Host)> {
+    /// REP OUTSB to the high-bandwidth port: what is missing of the request.
+    pub fn send_string(&mut self, data: &[u8], gprs: &mut Gprs) {
+        let status = match self.find(gprs, (gprs.rbp, gprs.rdi)) {
+            Some((channel, host)) if is_message(gprs) => channel.send(data, host),
+            _ => FAILURE,
+        };
+        set_high_word(&mut gprs.rbx, status);
+    }
+
+    /// REP INSB from the high-bandwidth port: what the guest does not have yet of the reply.
+    pub fn receive_string(&mut self, data: &mut [u8], gprs: &mut Gprs) {
+        let status = match self.find(gprs, (gprs.rsi, gprs.rbp)) {
+            Some((channel, _)) if is_message(gprs) => channel.receive(data),
+            _ => FAILURE,
+        };
+        set_high_word(&mut gprs.rbx, status);
+    }
+
+    /// The channel that EDX names, if it is open and these are its cookies, the high one first.
+    fn find(&mut self, gprs: &Gprs, (high, low): (u64, u64)) -> Option<(&mut Channel, &mut Host)> {
         let channel = self.channels.get_mut(usize::from(high_word(gprs.rdx)))?.as_mut()?;
-        let shown = (gprs.rsi as u32, gprs.rdi as u32);
+        let shown = (high as u32, low as u32);
         channel.cookies.is_none_or(|cookies| cookies == shown).then_some((channel, &mut *self.host))
     }
 }
@@ -109,7 +129,7 @@ impl Channel {
         if size == 0 {
             self.complete(host);
         }
-        SUCCESS
+        SUCCESS | HIGH_BANDWIDTH
     }
 
     /// The next bytes of the request; those beyond its end are padding.
@@ -137,20 +157,28 @@ impl Channel {
         };
         gprs.rbx = reply.len() as u64;
         set_high_word(&mut gprs.rdx, 1); // what the host does now: step 1, from its side
-        SUCCESS | REPLY_WAITING
+        SUCCESS | REPLY_WAITING | HIGH_BANDWIDTH
     }
 
     fn reply_data(&mut self, gprs: &mut Gprs) -> u16 {
-        let rest = match &self.reply {
-            Some(reply) if gprs.rbx as u16 & SUCCESS != 0 => &reply[self.taken..],
-            _ => return FAILURE,
-        };
-        let count = rest.len().min(4);
+        let left = self.reply.as_ref().map_or(0, |reply| reply.len() - self.taken);
         let mut word = [0; 4];
-        word[..count].copy_from_slice(&rest[..count]);
-        self.taken += count;
+        if gprs.rbx as u16 & SUCCESS == 0 || self.receive(&mut word[..left.min(4)]) == FAILURE {
+            return FAILURE;
+        }
         gprs.rbx = u32::from_le_bytes(word).into();
         set_high_word(&mut gprs.rdx, 2); // step 2, from the host's side
+        SUCCESS
+    }
+
+    /// The next bytes of the reply, as many as there is room for.
+    fn receive(&mut self, data: &mut [u8]) -> u16 {
+        let rest = self.reply.as_ref().and_then(|reply| reply.get(self.taken..self.taken + data.len()));
+        let Some(rest) = rest else {
+            return FAILURE;
+        };
+        data.copy_from_slice(rest);
+        self.taken += data.len();
         SUCCESS
     }
 
@@ -160,6 +188,11 @@ impl Channel {
             _ => FAILURE,
         }
     }
+}
+
+/// The high-bandwidth port's command 0, with its status so far.
+fn is_message(gprs: &Gprs) -> bool {
+    gprs.rbx as u32 == u32::from(SUCCESS) << 16
 }
 
 fn high_word(register: u64) -> u16 {
@@ -203,14 +236,14 @@ mod tests {
     fn a_request_and_its_reply() {
         let channels = &mut channels();
         let guest = open(channels);
-        assert_eq!(step(channels, 1, 5, &guest).0, SUCCESS);
+        assert_eq!(step(channels, 1, 5, &guest).0, SUCCESS | HIGH_BANDWIDTH);
         assert_eq!(step(channels, 2, u32::from_le_bytes(*b"hell"), &guest).0, SUCCESS);
         assert_eq!(step(channels, 3, 0, &guest).0, SUCCESS); // no reply yet
         assert_eq!(step(channels, 2, u32::from_le_bytes(*b"oXYZ"), &guest).0, SUCCESS);
         assert_eq!(step(channels, 2, 0, &guest).0, FAILURE); // more than was announced
 
         let (status, gprs) = step(channels, 3, 0, &guest);
-        assert_eq!((status, gprs.rbx, high_word(gprs.rdx)), (SUCCESS | REPLY_WAITING, 7, 1));
+        assert_eq!((status, gprs.rbx, high_word(gprs.rdx)), (SUCCESS | REPLY_WAITING | HIGH_BANDWIDTH, 7, 1));
         let words = [(); 2].map(|()| {
             let (status, gprs) = step(channels, 4, 1, &guest);
             assert_eq!((status, high_word(gprs.rdx)), (SUCCESS, 2));
@@ -239,6 +272,28 @@ mod tests {
             open(channels);
         }
         assert_eq!(step(channels, 0, RPCI, &nobody).0, FAILURE); // all eight are open
+    }
+
+    #[test]
+    fn a_request_and_its_reply_as_strings() {
+        let channels = &mut channels();
+        let guest = open(channels);
+        step(channels, 1, 5, &guest);
+        let high_bandwidth = |rbp, rsi, rdi| Gprs { rbx: 0x1_0000, rbp, rsi, rdi, ..guest };
+        let mut gprs = high_bandwidth(guest.rsi, 0, guest.rdi);
+        channels.send_string(b"hello", &mut gprs);
+        assert_eq!(high_word(gprs.rbx), SUCCESS);
+        assert_eq!(step(channels, 3, 0, &guest).1.rbx, 7);
+
+        let (mut reply, mut gprs) = ([0; 7], high_bandwidth(guest.rdi, guest.rsi, 0));
+        channels.receive_string(&mut reply, &mut gprs);
+        assert_eq!((high_word(gprs.rbx), &reply), (SUCCESS, b"1 hello"));
+        channels.receive_string(&mut reply, &mut Gprs { rbx: 0x1_0000, ..gprs });
+        for wrong in [Gprs { rbp: 1, ..gprs }, Gprs { rbx: 0x1_0001, ..gprs }, gprs] {
+            let mut gprs = wrong;
+            channels.receive_string(&mut reply, &mut gprs); // another cookie, another command, nothing left
+            assert_eq!(high_word(gprs.rbx), FAILURE);
+        }
     }
 
     #[test]
