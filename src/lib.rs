@@ -20,11 +20,18 @@
 //!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
 //! - [`Layout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms that
 //!   need more; [`fault`] how a #GP becomes an error.
+//! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, and [`devices`]
+//!   has models to test against.
 //!
 //! # Features
 //!
 //! `std` (default): everything that needs a process. Without it the crate is `no_std` and holds registers, instructions,
-//! helpers, slots and quirks.
+//! helpers, slots and quirks. All others are off by default:
+//!
+//! - `trace`: trace files, by serde.
+//! - `tracing`: a listener that emits `tracing` events.
+//! - `vm-superio`: rust-vmm's 16550 UART and i8042 on a software bus.
+//! - `kvm`: conversions between [`Gprs`] and KVM's register file.
 //!
 //! x86-64 only. Linux is the supported system: fault recovery, DMI and privilege are Linux's.
 #![cfg_attr(not(feature = "std"), no_std)]

@@ -1,3 +1,5 @@
+//! CMOS memory: the oldest index-and-data pair of the PC.
+
 use super::ports_of;
 use crate::{Gprs, PortAccess, PortDevice};
 

@@ -1,3 +1,5 @@
+//! A latch: the simplest device that shows what arrived.
+
 use crate::{Gprs, PortAccess, PortDevice};
 
 /// A 32-bit latch on four ports, a byte on each: what is written reads back, at any width.

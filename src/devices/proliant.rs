@@ -1,3 +1,5 @@
+//! HP's SMM port, which has to be waited for.
+
 use crate::{Gprs, PortAccess, PortDevice};
 
 /// The SMM port of HP's ProLiant servers, 0xCD4: a byte OUT with bit 7 set calls a service, and until that is done the

@@ -1,3 +1,5 @@
+//! The mailbox to firmware above the kernel: the APM ports.
+
 use core::fmt;
 
 use super::ports_of;
