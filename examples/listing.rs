@@ -9,7 +9,7 @@ mod common;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, FormatterOutput, FormatterTextKind};
 use iced_x86::{Instruction, IntelFormatter, Mnemonic, OpKind, Register, SymbolResolver, SymbolResult};
-use ioemul::{IoInsn, Layout, StubTable, Width};
+use ioemul::{Helpers, IoInsn, Layout, StubTable, Width};
 
 /// Columns of the terminal, for each layout.
 const COLUMN: usize = 26;
@@ -22,7 +22,7 @@ fn main() -> common::Result {
         return Ok(());
     }
     let tables = Layout::ALL.map(StubTable::new).into_iter().collect::<Result<Vec<_>, _>>()?;
-    let columns: Vec<Vec<String>> = tables.iter().map(|table| column(table, insn)).collect();
+    let columns = tables.iter().map(|table| column(table, insn)).collect::<common::Result<Vec<_>>>()?;
     println!("{insn}, and what it takes to run it with all of a guest's registers\n");
     for line in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
         let cells = columns.iter().map(|column| column.get(line).map_or("", String::as_str));
@@ -32,32 +32,28 @@ fn main() -> common::Result {
 }
 
 /// A stub and its helpers, a line to an instruction, with a remark where something else begins.
-fn column(table: &StubTable, insn: IoInsn) -> Vec<String> {
-    let stub = table.stub(insn);
-    let (layout, stub) = (format!("{:?}", table.layout()), stub.code());
-    let mut lines = vec![layout.clone(), "─".repeat(20), format!("stub: {} bytes", stub.len())];
-    let mut symbols = Symbols { layout: table.layout(), helpers: Vec::new() };
-    disassemble(stub, &mut symbols, &mut lines);
+fn column(table: &StubTable, insn: IoInsn) -> common::Result<Vec<String>> {
+    let (stub, layout) = (table.stub(insn), table.layout());
+    // The table begins with the helpers: emitted once more, for the same address, they say where each of them is.
+    let start = table.code().as_ptr() as u64;
+    let helpers = Helpers::emit(&mut [0; 512], start, layout)?;
+    let symbols = Symbols(helpers.symbols().map(|(name, at)| (name.trim_end_matches("_gpr_switch"), at)).collect());
 
-    // The helpers stand at the start of the table, in the order in which they run.
-    let mut at = table.code();
-    while let Some(name) =
-        symbols.helpers.iter().find(|(address, _)| *address == at.as_ptr() as u64).map(|found| found.1)
-    {
+    let mut lines = vec![format!("{layout:?}"), "─".repeat(20), format!("stub: {} bytes", stub.code().len())];
+    disassemble(stub.code(), &symbols, &mut lines);
+    for &(name, at) in &symbols.0 {
         lines.extend([String::new(), format!("{name}:")]);
-        let len = disassemble(at, &mut symbols, &mut lines);
-        at = &at[len..];
+        disassemble(&table.code()[(at - start) as usize..], &symbols, &mut lines);
     }
-    lines
+    Ok(lines)
 }
 
-/// Appends the instructions up to the one that leaves for good. Returns their length.
-fn disassemble(code: &[u8], symbols: &mut Symbols, lines: &mut Vec<String>) -> usize {
+/// Appends the instructions up to the one that leaves for good.
+fn disassemble(code: &[u8], symbols: &Symbols, lines: &mut Vec<String>) {
     let mut decoder = Decoder::with_ip(64, code, code.as_ptr() as u64, DecoderOptions::NONE);
     let mut remark = "";
     while decoder.can_decode() {
         let instruction = decoder.decode();
-        symbols.learn(&instruction);
         if let Some(now) = purpose(&instruction, remark).filter(|now| *now != remark) {
             lines.push(format!("; {now}"));
             remark = now;
@@ -76,7 +72,6 @@ fn disassemble(code: &[u8], symbols: &mut Symbols, lines: &mut Vec<String>) -> u
             _ => {}
         }
     }
-    decoder.position()
 }
 
 const KEEP: &str = "keep the host's";
@@ -101,31 +96,9 @@ fn purpose(instruction: &Instruction, before: &str) -> Option<&'static str> {
     }
 }
 
-/// Names for the helpers, learnt from the instructions that refer to them.
+/// The helpers' names and addresses.
 #[derive(Clone)]
-struct Symbols {
-    layout: Layout,
-    helpers: Vec<(u64, &'static str)>,
-}
-
-impl Symbols {
-    fn learn(&mut self, instruction: &Instruction) {
-        let names: &[&str] = match self.layout {
-            Layout::CallRet => &["load_guest_gprs", "save_guest_gprs"],
-            Layout::Compact => &["enter_guest", "leave_guest"],
-            Layout::Rop => &["host_to_guest", "guest_to_host"],
-            _ => &[],
-        };
-        let target = match instruction.mnemonic() {
-            Mnemonic::Call | Mnemonic::Jmp => instruction.near_branch64(),
-            Mnemonic::Lea if instruction.is_ip_rel_memory_operand() => instruction.ip_rel_memory_address(),
-            _ => return,
-        };
-        if let Some(name) = names.get(self.helpers.len()) {
-            self.helpers.push((target, name));
-        }
-    }
-}
+struct Symbols(Vec<(&'static str, u64)>);
 
 impl SymbolResolver for Symbols {
     fn symbol(
@@ -139,8 +112,8 @@ impl SymbolResolver for Symbols {
         if address == instruction.next_ip() {
             return Some(SymbolResult::with_str(address, "$+2"));
         }
-        let (address, name) = self.helpers.iter().find(|(known, _)| *known == address)?;
-        Some(SymbolResult::with_str(*address, name))
+        let (name, _) = self.0.iter().find(|(_, known)| *known == address)?;
+        Some(SymbolResult::with_str(address, name))
     }
 }
 

@@ -39,7 +39,7 @@
 //! port set denied never reached a port, and is not recorded. Of RFLAGS, the status flags are played back and the rest is
 //! this machine's.
 //!
-//! With the feature `trace`, traces are read from and written to files: see [`Trace::read`] for the format.
+//! With the feature `trace`, traces are read from and written to files: `Trace::read` describes the format.
 
 use crate::events::{Attempt, Events, Outcome};
 use crate::{DeviceError, Gprs, IoFault, IoInsn};
