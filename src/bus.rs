@@ -25,7 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use dynasm::dynasm;
 
 use crate::fault::StubResult;
-use crate::{CodeSink, Direction, Error, Gprs, Helper, IoInsn, PortOperand, Stub, Width, helpers};
+use crate::{CodeSink, Direction, Error, Gprs, Helper, IoFault, IoInsn, PortOperand, Stub, Width, helpers};
 
 /// One access to a port, as a device sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ pub trait PortDevice: Send {
     ///
     /// # Errors
     ///
-    /// Whatever the device has to say.
+    /// Whatever the device has to say. An [`IoFault`] stands for the CPU's own refusal, and ends as [`Error::Fault`].
     #[inline]
     fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
         match access.direction {
@@ -187,7 +187,7 @@ impl SoftwareBus {
             Direction::In => 0,
             Direction::Out => gprs.rax as u32 & width.mask(),
         };
-        let input = self.perform(access, value, gprs).map_err(|source| Error::Device { access, source })?;
+        let input = self.perform(access, value, gprs).map_err(|source| refused(access, source))?;
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
@@ -253,7 +253,16 @@ impl SoftwareBus {
             Direction::In => (rsi, rdi + done),
             Direction::Out => (rsi + done, rdi),
         };
-        result.map_err(|error| Error::Device { access, source: error.source })
+        result.map_err(|error| refused(access, error.source))
+    }
+}
+
+/// What a device's refusal is to the caller: the fault that it models, or its own error.
+#[cold]
+fn refused(access: PortAccess, source: DeviceError) -> Error {
+    match source.downcast::<IoFault>() {
+        Ok(fault) => Error::Fault(*fault),
+        Err(source) => Error::Device { access, source },
     }
 }
 
@@ -262,7 +271,7 @@ impl SoftwareBus {
 /// # Safety
 ///
 /// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
-unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
+pub(crate) unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
     match len {
         0 => &[],
         // SAFETY: the caller's promise.

@@ -80,6 +80,18 @@ impl StubTable {
         self.style.layout
     }
 
+    /// The quirks it was built with.
+    pub(crate) fn quirks(&self) -> QuirkTable {
+        let mut quirks = QuirkTable::none();
+        self.map.quirks.iter().for_each(|stub| quirks.push(stub.quirk));
+        quirks
+    }
+
+    /// Whether its stubs call device models, and have to be run with a `BusFrame`.
+    pub(crate) fn is_for_bus(&self) -> bool {
+        self.style.backend == Backend::Bus
+    }
+
     /// The plain stub of a form, whatever the quirks say.
     #[inline]
     pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
