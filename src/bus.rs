@@ -426,18 +426,22 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description
     }
 }
 
-/// Emits what stands for an I/O instruction in a stub of a bus table. The register file's address is `depth` bytes up the
-/// stack. Leaves the flags alone.
-pub(crate) fn emit_access<S: CodeSink + ?Sized>(ops: &mut S, insn: IoInsn, depth: u8) {
+/// Emits the first half of what stands for an I/O instruction in a stub of a bus table: a push. The register file's
+/// address is `depth` bytes up the stack.
+pub(crate) fn emit_description<S: CodeSink + ?Sized>(ops: &mut S, insn: IoInsn, depth: u8) {
     let description = describe::encode(insn, depth);
+    dynasm!(ops ; .arch x64 ; push DWORD description);
+}
+
+/// Emits the second half, which pops what the first one pushed. Both leave the flags alone.
+pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
     dynasm!(ops ; .arch x64
-        ; push DWORD description
         ; call =>Helper::BusAccess
         ; lea rsp, [BYTE rsp + 8]
     );
 }
 
-/// Emits the bridge between [`emit_access`] and [`access`].
+/// Emits the bridge between [`emit_call`] and [`access`].
 pub(crate) fn emit_bridge<S: CodeSink>(ops: &mut S) {
     helpers::emit_bus_access(ops, offset_of!(BusFrame<'_>, access) as i32, describe::DEPTH_BYTE);
 }
@@ -489,5 +493,58 @@ mod describe {
             _ => PortOperand::String { rep: description & REP != 0, addr32: description & ADDR32 != 0 },
         };
         IoInsn { direction, width, port }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::{Layout, QuirkTable, StubTable};
+
+    /// The stack may end between the description and the return address of a bus access: like any fault in a stub, it
+    /// is an error that leaves the host's registers alone.
+    #[test]
+    fn a_stack_that_ends_within_an_access() {
+        extern "sysv64" fn not_reached(_: *mut BusFrame<'_>, _: *mut Gprs, _: u32) {
+            unreachable!("there is no stack left for it")
+        }
+        const PAGE: usize = 4096;
+        // SAFETY: asks for new memory, of which the lower page is taken back.
+        let stack = unsafe {
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let stack = libc::mmap(core::ptr::null_mut(), 2 * PAGE, protection, flags, -1, 0);
+            assert!(stack != libc::MAP_FAILED && libc::mprotect(stack, PAGE, libc::PROT_NONE) == 0);
+            stack
+        };
+        let given = Gprs { rax: 0x80, rdx: 0xcd4, ..Gprs::default() };
+        let insn = IoInsn::out_dx(Width::Byte);
+        for layout in Layout::ALL {
+            let table = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).bus().build().unwrap();
+            // Words between the call of the stub and the return address of the access, which finds no room: return
+            // address, seven registers, the description; and what the payload has pushed.
+            let words = 9 + usize::from(layout == Layout::Rop);
+            for (stub, words) in [(table.stub(insn), words), (table.resolve(insn, &given), words + 1)] {
+                let mut bus = SoftwareBus::new();
+                let mut frame = BusFrame { access: not_reached, bus: &mut bus, failure: None };
+                let mut gprs = given;
+                let result: u64;
+                // SAFETY: the stub keeps R13, and with it the way back to this stack.
+                unsafe {
+                    core::arch::asm!(
+                        "xchg rsp, r13", "call {stub}", "mov rsp, r13",
+                        stub = in(reg) stub.as_ptr(),
+                        inout("r13") stack as usize + PAGE + 8 * words => _,
+                        inout("rdi") &raw mut gprs => _,
+                        in("r12") &raw mut frame,
+                        lateout("rax") result,
+                        clobber_abi("sysv64"),
+                    )
+                };
+                assert_eq!(result as u8, 14, "{layout:?}: a page fault");
+                assert_eq!(gprs, given);
+            }
+        }
+        // SAFETY: mapped above, and no longer in use.
+        unsafe { libc::munmap(stack, 2 * PAGE) };
     }
 }

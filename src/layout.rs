@@ -129,8 +129,9 @@ pub(crate) fn emit_stub<S: CodeSink>(ops: &mut S, style: &StubStyle, insn: IoIns
     let io = ops.offset();
     let stack = match quirk {
         None if !insn.is_string() => {
-            emit_access(ops, style, insn, &insn.encode_padded(), 0);
-            StackMap::default()
+            let mut stack = StackMap::default();
+            emit_access(ops, style, insn, &insn.encode_padded(), &mut stack, io);
+            stack
         }
         _ => {
             let mut payload = Payload::new(ops, style);

@@ -58,8 +58,7 @@ impl<'a> Payload<'a> {
     }
 
     fn access(&mut self, insn: IoInsn, encoding: &[u8]) {
-        let depth = self.stack.depth_at(self.ops.offset() - self.start);
-        emit_access(self.ops, self.style, insn, encoding, depth);
+        emit_access(self.ops, self.style, insn, encoding, &mut self.stack, self.start);
     }
 
     /// States that the instruction just emitted pushed `bytes` onto the stack.
@@ -73,7 +72,8 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// Emits an access, or what the backend has in its place. `depth` bytes have been pushed since the loads.
+/// Emits an access, or what the backend has in its place. `stack` is what has been pushed since `start`, where `<io>`
+/// begins.
 #[cfg_attr(not(feature = "std"), allow(unused_variables))] // only a bus asks which instruction it is, and how deep
 #[inline]
 pub(crate) fn emit_access<S: CodeSink + ?Sized>(
@@ -81,7 +81,8 @@ pub(crate) fn emit_access<S: CodeSink + ?Sized>(
     style: &StubStyle,
     insn: IoInsn,
     encoding: &[u8],
-    depth: u8,
+    stack: &mut StackMap,
+    start: usize,
 ) {
     match style.backend {
         Backend::Hardware => ops.extend(encoding),
@@ -93,7 +94,13 @@ pub(crate) fn emit_access<S: CodeSink + ?Sized>(
             _ => &[0x0f, 0x1f, 0x40, 0x00],
         }),
         #[cfg(feature = "std")]
-        Backend::Bus => crate::bus::emit_access(ops, insn, style.layout.depth_at_io() + depth),
+        Backend::Bus => {
+            let depth = style.layout.depth_at_io() + stack.depth_at(ops.offset() - start);
+            crate::bus::emit_description(ops, insn, depth);
+            stack.change(ops.offset() - start, 8);
+            crate::bus::emit_call(ops);
+            stack.change(ops.offset() - start, -8);
+        }
     }
 }
 
@@ -138,7 +145,8 @@ pub(crate) struct StackMap {
 }
 
 impl StackMap {
-    const MAX: usize = 8;
+    /// A push and a pop for each access on a bus, and what a payload needs besides.
+    const MAX: usize = 16;
 
     pub fn depth_at(&self, offset: usize) -> u8 {
         let in_force = self.steps[..usize::from(self.len)].iter().rev().find(|step| usize::from(step.0) <= offset);

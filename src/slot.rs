@@ -62,7 +62,11 @@ pub enum EmitError {
         available: usize,
     },
     /// A helper or return thunk is more than ±2 GiB away from the call to it.
-    #[error("the displacement {displacement:#x} to a helper or thunk does not fit the signed 32 bits of a near branch")]
+    #[error(
+        "the displacement {}{:#x} to a helper or thunk does not fit the signed 32 bits of a near branch",
+        if *displacement < 0 { "-" } else { "" },
+        displacement.unsigned_abs()
+    )]
     HelperOutOfRange {
         /// Target minus the address behind the branch, in bytes.
         displacement: i64,

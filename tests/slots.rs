@@ -118,13 +118,6 @@ fn as_far_as_a_near_branch_reaches() {
                 let error = emit(&mut untouched, helpers_va, va.wrapping_add_signed(step)).unwrap_err();
                 assert_eq!(error, EmitError::HelperOutOfRange { displacement }, "{layout:?}");
                 assert_eq!(untouched, [0xaa; 128]);
-                assert_eq!(
-                    error.to_string(),
-                    format!(
-                        "the displacement {displacement:#x} to a helper or thunk does not fit the signed 32 bits of a \
-                         near branch"
-                    )
-                );
             }
         }
     }
