@@ -121,16 +121,19 @@ fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
     );
 }
 
-/// Guest to host, the register file's address `depth` bytes up the stack. Nothing before the PUSHFQ touches the flags.
-/// Returns 0 in RAX: the stub's "no fault" (see `fault.rs`).
+/// Guest to host, the register file's address `depth` bytes up the stack. Returns 0 in RAX: the stub's "no fault" (see
+/// `fault.rs`).
+///
+/// First everything that goes to the stack, then the register file in the order of its addresses: a core that commits two
+/// stores a cycle does so only for neighbours in one cache line.
 pub(crate) fn emit_saves<S: CodeSink + ?Sized>(ops: &mut S, depth: i8) {
     dynasm!(ops ; .arch x64
+        ; pushfq
         ; push rdi // one free register, to address the others by
-        ; mov rdi, [BYTE rsp + depth + 8]
+        ; mov rdi, [BYTE rsp + depth + 16]
     );
     emit_register_stores(ops);
     dynasm!(ops ; .arch x64
-        ; pushfq
         ; pop rax
         ; mov [BYTE rdi + RFLAGS], rax
         ; xor eax, eax
@@ -208,6 +211,8 @@ fn emit_leave<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) -> usize {
 /// it left there is live when the stub goes on, status flags included (by SAHF: POPFQ would cost more than the rest).
 ///
 /// ```text
+///   BusFrame pointer      where the prologue pushed R12
+///   R13, R14, R15
 ///   Gprs pointer          ← RSP at the I/O, in the layouts that keep no other word there
 ///   …                     the payload's own pushes and the layout's: `depth` bytes, from the description
 ///   description           pushed by the stub
@@ -226,8 +231,11 @@ pub(crate) fn emit_bus_access<S: CodeSink + ?Sized>(ops: &mut S, callback: i32, 
     dynasm!(ops ; .arch x64
         ; pop rax // the flags
         ; mov [BYTE rdi + RFLAGS], rax
-        ; mov esi, [BYTE rsp + 8] // the description
-        ; mov rbx, rdi
+        ; mov edx, [BYTE rsp + 8] // the description
+        ; movzx ecx, BYTE [BYTE rsp + 8 + depth_byte]
+        ; mov rsi, rdi
+        ; mov rdi, [BYTE rsp + rcx + 16 + 32] // the frame
+        ; mov rbx, rsi
         ; mov rbp, rsp
         ; and rsp, BYTE -16
         ; call QWORD [rdi + callback]

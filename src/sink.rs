@@ -89,8 +89,8 @@ impl Helper {
             Helper::SaveGuestGprs => "save_guest_gprs",
             Helper::EnterGuest => "enter_guest",
             Helper::LeaveGuest => "leave_guest",
-            Helper::HostToGuest => "host_to_guest_gpr_switch",
-            Helper::GuestToHost => "guest_to_host_gpr_switch",
+            Helper::HostToGuest => "host_to_guest",
+            Helper::GuestToHost => "guest_to_host",
             Helper::BusAccess => "bus_access",
             Helper::ReturnThunk => "return_thunk",
         }
