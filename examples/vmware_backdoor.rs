@@ -1,8 +1,8 @@
 //! VMware's backdoor: a dword IN from port 0x5658 with a magic number in EAX is a call to the hypervisor, with a command
 //! in ECX and answers in EAX, EBX, ECX and EDX.
 //!
-//! Under VMware (or QEMU, with `vmport=on`) `--native` asks the real one. VMware answers in ring 3 whatever the I/O
-//! permissions say, so that what fails here is the privilege to try: with QEMU and KVM it is needed.
+//! Under VMware, or QEMU with `vmport=on`, `--native` asks the real one. VMware itself answers in ring 3 whatever the I/O
+//! permissions say; QEMU wants them.
 //!
 //! ```sh
 //! cargo run --example vmware_backdoor
