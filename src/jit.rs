@@ -251,9 +251,9 @@ pub struct Stub<'t> {
     code: &'t [u8],
 }
 
-impl Stub<'_> {
+impl<'t> Stub<'t> {
     /// The bytes of the stub, without the helpers it calls.
-    pub fn code(&self) -> &[u8] {
+    pub fn code(&self) -> &'t [u8] {
         self.code
     }
 

@@ -84,6 +84,13 @@ mod string_io;
 #[cfg(feature = "std")]
 pub mod trace;
 
+#[doc = include_str!("../docs/threat-model.md")]
+pub mod threat_model {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
 pub use insn_text::ParseInsnError;
