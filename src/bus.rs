@@ -8,21 +8,24 @@
 //!  stub                          bridge (helpers.rs)             here
 //!  ────────────────────          ────────────────────────        ─────────────────────────────
 //!  load guest registers
-//!  push description      ──▶     registers → frame.gprs   ──▶    access(): bus, device, merge
-//!  call bus_access               registers ← frame.gprs   ◀──
+//!  push description      ──▶     registers → memory       ──▶    access(): bus, device, merge
+//!  call bus_access               registers ← memory       ◀──
 //!  lea rsp, [rsp + 8]    ◀──
 //!  save guest registers
 //! ```
 #![allow(unsafe_code)] // runs stubs, and is called back from them with a pointer
 
 use core::any::Any;
-use core::mem::offset_of;
+use core::arch::asm;
+use core::mem::{MaybeUninit, offset_of};
 use core::ops::RangeInclusive;
+use core::ptr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use dynasm::dynasm;
 
-use crate::{CodeSink, Direction, Error, Gprs, IoInsn, Payload, PortOperand, Stub, Width, helpers};
+use crate::fault::StubResult;
+use crate::{CodeSink, Direction, Error, Gprs, Helper, IoFault, IoInsn, PortOperand, Stub, Width, helpers};
 
 /// One access to a port, as a device sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +54,7 @@ pub trait PortDevice: Send {
     ///
     /// # Errors
     ///
-    /// Whatever the device has to say.
+    /// Whatever the device has to say. An [`IoFault`] stands for the CPU's own refusal, and ends as [`Error::Fault`].
     #[inline]
     fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
         match access.direction {
@@ -184,7 +187,7 @@ impl SoftwareBus {
             Direction::In => 0,
             Direction::Out => gprs.rax as u32 & width.mask(),
         };
-        let input = self.perform(access, value, gprs).map_err(|source| Error::Device { access, source })?;
+        let input = self.perform(access, value, gprs).map_err(|source| refused(access, source))?;
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
@@ -219,6 +222,7 @@ impl SoftwareBus {
 
     /// Makes the accesses of INS or OUTS: to one device as a slice, to several byte by byte. Leaves RCX, RSI and RDI as
     /// the instruction does, also when it ends early.
+    #[cold]
     fn access_string(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let IoInsn { direction, width, port } = insn;
         let rep = matches!(port, PortOperand::String { rep: true, .. });
@@ -249,7 +253,16 @@ impl SoftwareBus {
             Direction::In => (rsi, rdi + done),
             Direction::Out => (rsi + done, rdi),
         };
-        result.map_err(|error| Error::Device { access, source: error.source })
+        result.map_err(|error| refused(access, error.source))
+    }
+}
+
+/// What a device's refusal is to the caller: the fault that it models, or its own error.
+#[cold]
+fn refused(access: PortAccess, source: DeviceError) -> Error {
+    match source.downcast::<IoFault>() {
+        Ok(fault) => Error::Fault(*fault),
+        Err(source) => Error::Device { access, source },
     }
 }
 
@@ -258,7 +271,7 @@ impl SoftwareBus {
 /// # Safety
 ///
 /// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
-unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
+pub(crate) unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
     match len {
         0 => &[],
         // SAFETY: the caller's promise.
@@ -316,12 +329,12 @@ impl core::fmt::Debug for SoftwareBus {
     }
 }
 
-/// What a stub of a bus table works on: the register file that it loads and saves, and behind it the way back to Rust.
+/// The way from a stub of a bus table back to Rust. The stub is called with its address in R12, which the prologue of
+/// every layout pushes: there the bridge finds it.
 #[repr(C)]
 struct BusFrame<'b> {
-    gprs: Gprs,
     /// Called by the bridge.
-    access: extern "sysv64" fn(*mut BusFrame<'_>, u32),
+    access: extern "sysv64" fn(*mut BusFrame<'_>, *mut Gprs, u32),
     bus: &'b mut SoftwareBus,
     /// Why there was no access, on its way around the stub.
     failure: Option<Failure>,
@@ -340,31 +353,67 @@ enum Failure {
 /// the registers point to memory of this process that may be accessed.
 #[inline]
 pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-    let mut frame = BusFrame { gprs: *gprs, access, bus, failure: None };
-    // SAFETY: the stub accesses no hardware, and gets what it expects behind the register file.
-    unsafe { stub.call((&raw mut frame).cast()) }?;
-    match frame.failure {
-        None => {
-            *gprs = frame.gprs;
-            Ok(())
-        }
-        Some(Failure::Error(error)) => {
+    let before = Saved::new(gprs);
+    let mut frame = BusFrame { access, bus, failure: None };
+    let mut result = StubResult::default();
+    // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
+    unsafe {
+        asm!(
+            "call {stub}",
+            stub = in(reg) stub.as_ptr(),
+            in("rdi") ptr::from_mut(gprs),
+            in("r12") &raw mut frame,
+            lateout("rax") result.rax,
+            lateout("rdx") result.rdx,
+            clobber_abi("sysv64"),
+        )
+    };
+    let failure = match (frame.failure, result.check()) {
+        (None, Ok(())) => return Ok(()),
+        (Some(failure), _) => failure,
+        (None, Err(fault)) => Failure::Error(Error::Fault(fault)), // in a quirk's payload
+    };
+    let after = core::mem::replace(gprs, before.into_gprs());
+    match failure {
+        Failure::Error(error) => {
             if insn.is_string() {
-                (gprs.rcx, gprs.rsi, gprs.rdi) = (frame.gprs.rcx, frame.gprs.rsi, frame.gprs.rdi);
+                (gprs.rcx, gprs.rsi, gprs.rdi) = (after.rcx, after.rsi, after.rdi);
             }
             Err(error)
         }
-        Some(Failure::Panic(panic)) => resume_unwind(panic),
+        Failure::Panic(panic) => resume_unwind(panic),
+    }
+}
+
+/// The registers as they were, copied in the words in which callers and stubs write them: a vector load of two words that
+/// were just stored one by one cannot be served from the store buffer, and would wait until both are in the cache.
+struct Saved(MaybeUninit<Gprs>);
+
+impl Saved {
+    #[inline]
+    fn new(gprs: &Gprs) -> Self {
+        let mut copy = MaybeUninit::<Gprs>::uninit();
+        let (to, from) = (copy.as_mut_ptr().cast::<u64>(), ptr::from_ref(gprs).cast::<u64>());
+        for word in 0..size_of::<Gprs>() / size_of::<u64>() {
+            // SAFETY: within the two register files. Volatile, or the compiler would make vectors of them.
+            unsafe { to.add(word).write(from.add(word).read_volatile()) };
+        }
+        Self(copy)
+    }
+
+    fn into_gprs(self) -> Gprs {
+        // SAFETY: `new` wrote every word, and a register file is nothing but words.
+        unsafe { self.0.assume_init() }
     }
 }
 
 /// Where the bridge arrives. A panic cannot unwind through a stub: it is kept, like an error, and the accesses that
 /// may follow in a quirk's payload are not made.
-extern "sysv64" fn access(frame: *mut BusFrame<'_>, description: u32) {
-    // SAFETY: the bridge passes the frame that `run` made; nobody else uses it meanwhile.
-    let frame = unsafe { &mut *frame };
+extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description: u32) {
+    // SAFETY: the bridge passes what `run` gave to the stub; nobody else uses it meanwhile.
+    let (frame, gprs) = unsafe { (&mut *frame, &mut *gprs) };
     if frame.failure.is_none() {
-        let BusFrame { gprs, bus, failure, .. } = frame;
+        let BusFrame { bus, failure, .. } = frame;
         let insn = describe::decode(description);
         match catch_unwind(AssertUnwindSafe(|| match insn.is_string() {
             false => bus.access(insn, gprs),
@@ -377,20 +426,22 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_>, description: u32) {
     }
 }
 
-/// Emits what stands for an I/O instruction in a stub of a bus table. The register file's address is `depth` bytes up the
-/// stack. Leaves the flags alone.
-pub(crate) fn emit_access(payload: &mut Payload<'_>, insn: IoInsn, depth: u8) {
+/// Emits the first half of what stands for an I/O instruction in a stub of a bus table: a push. The register file's
+/// address is `depth` bytes up the stack.
+pub(crate) fn emit_description<S: CodeSink + ?Sized>(ops: &mut S, insn: IoInsn, depth: u8) {
     let description = describe::encode(insn, depth);
-    dynasm!(payload ; .arch x64 ; push DWORD description);
-    payload.pushed(8);
-    dynasm!(payload ; .arch x64
-        ; call ->bus_access
-        ; lea rsp, [BYTE rsp + 8]
-    );
-    payload.popped(8);
+    dynasm!(ops ; .arch x64 ; push DWORD description);
 }
 
-/// Emits the bridge between [`emit_access`] and [`access`].
+/// Emits the second half, which pops what the first one pushed. Both leave the flags alone.
+pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
+    dynasm!(ops ; .arch x64
+        ; call =>Helper::BusAccess
+        ; lea rsp, [BYTE rsp + 8]
+    );
+}
+
+/// Emits the bridge between [`emit_call`] and [`access`].
 pub(crate) fn emit_bridge<S: CodeSink>(ops: &mut S) {
     helpers::emit_bus_access(ops, offset_of!(BusFrame<'_>, access) as i32, describe::DEPTH_BYTE);
 }
@@ -454,7 +505,7 @@ mod tests {
     /// is an error that leaves the host's registers alone.
     #[test]
     fn a_stack_that_ends_within_an_access() {
-        extern "sysv64" fn not_reached(_: *mut BusFrame<'_>, _: u32) {
+        extern "sysv64" fn not_reached(_: *mut BusFrame<'_>, _: *mut Gprs, _: u32) {
             unreachable!("there is no stack left for it")
         }
         const PAGE: usize = 4096;
@@ -474,7 +525,8 @@ mod tests {
             let words = 9 + usize::from(layout == Layout::Rop);
             for (stub, words) in [(table.stub(insn), words), (table.resolve(insn, &given), words + 1)] {
                 let mut bus = SoftwareBus::new();
-                let mut frame = BusFrame { gprs: given, access: not_reached, bus: &mut bus, failure: None };
+                let mut frame = BusFrame { access: not_reached, bus: &mut bus, failure: None };
+                let mut gprs = given;
                 let result: u64;
                 // SAFETY: the stub keeps R13, and with it the way back to this stack.
                 unsafe {
@@ -482,13 +534,14 @@ mod tests {
                         "xchg rsp, r13", "call {stub}", "mov rsp, r13",
                         stub = in(reg) stub.as_ptr(),
                         inout("r13") stack as usize + PAGE + 8 * words => _,
-                        inout("rdi") &raw mut frame => _,
+                        inout("rdi") &raw mut gprs => _,
+                        in("r12") &raw mut frame,
                         lateout("rax") result,
                         clobber_abi("sysv64"),
                     )
                 };
                 assert_eq!(result as u8, 14, "{layout:?}: a page fault");
-                assert_eq!(frame.gprs, given);
+                assert_eq!(gprs, given);
             }
         }
         // SAFETY: mapped above, and no longer in use.

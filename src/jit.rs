@@ -18,7 +18,7 @@ use crate::fault::{FaultMap, Registration, StubResult};
 use crate::layout::{Backend, StubStyle};
 use crate::sink::DynasmSink;
 use crate::slot::check_payload;
-use crate::{DmiIdentity, Error, Gprs, IoFault, IoInsn, Layout, QuirkTable, Ring};
+use crate::{DmiIdentity, Error, Gprs, Helper, IoFault, IoInsn, Layout, QuirkTable, Ring};
 
 /// All stubs of one layout, and those of its quirks. Immutable: `Send` and `Sync`.
 ///
@@ -36,7 +36,9 @@ pub struct StubTable {
     // Dropped in this order: the fault handler forgets the arena before it is unmapped.
     _registration: Registration,
     map: Box<FaultMap>,
-    code: ExecutableBuffer,
+    /// The bytes of `memory`, at hand: every access looks its stub up here. Never given out for longer than the table.
+    code: &'static [u8],
+    _memory: ExecutableBuffer,
     style: StubStyle,
 }
 
@@ -78,6 +80,18 @@ impl StubTable {
         self.style.layout
     }
 
+    /// The quirks it was built with.
+    pub(crate) fn quirks(&self) -> QuirkTable {
+        let mut quirks = QuirkTable::none();
+        self.map.quirks.iter().for_each(|stub| quirks.push(stub.quirk));
+        quirks
+    }
+
+    /// Whether its stubs call device models, and have to be run with a `BusFrame`.
+    pub(crate) fn is_for_bus(&self) -> bool {
+        self.style.backend == Backend::Bus
+    }
+
     /// The plain stub of a form, whatever the quirks say.
     #[inline]
     pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
@@ -96,7 +110,7 @@ impl StubTable {
 
     /// The whole arena: the helpers, then the stubs, with INT3 in between.
     pub fn code(&self) -> &[u8] {
-        &self.code
+        self.code
     }
 }
 
@@ -178,21 +192,27 @@ impl StubTableBuilder {
     pub fn build(self) -> Result<StubTable, Error> {
         let Self { style, quirks, fault_recovery } = self;
         check_returns(style.layout, shadow_stack_is_active())?;
-        let mut assembler = VecAssembler::<X64Relocation>::new(0);
+        // Room for everything, so that nothing is copied on the way: each stub refers to at most two helpers.
+        let forms = IoInsn::COUNT + IoInsn::STRING_COUNT + quirks.as_slice().len();
+        let bytes = forms * (style.layout.stub_len() + 32);
+        let mut assembler =
+            VecAssembler::<X64Relocation>::new_with_capacity(0, bytes, 0, 0, Helper::COUNT, 0, 2 * forms);
+        let mut sink = DynasmSink::new(&mut assembler, VecAssembler::new_dynamic_label);
         let mut placed = Vec::with_capacity(quirks.as_slice().len());
-        let arena = Arena::emit(&mut DynasmSink(&mut assembler), &style, quirks.as_slice(), |stub| placed.push(stub));
+        let arena = Arena::emit(&mut sink, &style, quirks.as_slice(), |stub| placed.push(stub));
         for stub in &placed {
             check_payload(&stub.quirk, &stub.shape)?;
         }
-        let bytes = assembler.finalize().map_err(Error::Assembler)?;
-        let code = make_executable(&bytes)?;
+        let memory = make_executable(&assembler.finalize().map_err(Error::Assembler)?)?;
+        // SAFETY: the memory is unmapped when the table is dropped, and does not move before.
+        let code: &'static [u8] = unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
         let map = Box::new(FaultMap { arena, quirks: placed });
         #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
-        let registration = unsafe { Registration::new(&code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
+        let registration = unsafe { Registration::new(code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
         #[cfg(not(target_os = "linux"))]
         let (registration, _) = (Registration, fault_recovery);
-        Ok(StubTable { _registration: registration, map, code, style })
+        Ok(StubTable { _registration: registration, map, code, _memory: memory, style })
     }
 }
 
@@ -231,9 +251,9 @@ pub struct Stub<'t> {
     code: &'t [u8],
 }
 
-impl Stub<'_> {
+impl<'t> Stub<'t> {
     /// The bytes of the stub, without the helpers it calls.
-    pub fn code(&self) -> &[u8] {
+    pub fn code(&self) -> &'t [u8] {
         self.code
     }
 
@@ -258,19 +278,8 @@ impl Stub<'_> {
     /// recovery](StubTableBuilder::fault_recovery), also that it does not fault, or that a handler deals with it.
     #[inline]
     pub unsafe fn run(&self, gprs: &mut Gprs) -> Result<(), IoFault> {
-        // SAFETY: the caller vouches for the access; the stub touches nothing but `gprs`.
-        unsafe { self.call(gprs) }
-    }
-
-    /// Calls the stub with the address of a register file and whatever its backend expects behind it.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Self::run`]; for a bus table, `gprs` is the first field of a `BusFrame`.
-    #[inline]
-    pub(crate) unsafe fn call(&self, gprs: *mut Gprs) -> Result<(), IoFault> {
         // SAFETY: the bytes are a stub, which has this signature.
-        let entry: extern "sysv64" fn(*mut Gprs) -> StubResult = unsafe { core::mem::transmute(self.as_ptr()) };
+        let entry: extern "sysv64" fn(&mut Gprs) -> StubResult = unsafe { core::mem::transmute(self.as_ptr()) };
         entry(gprs).check()
     }
 }

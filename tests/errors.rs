@@ -188,8 +188,8 @@ fn tables() {
         build(|payload, _| payload.popped(8)).to_string(),
         "the payload of the quirk \"frobnicate\" does not balance its pushes and pops"
     );
-    let error = build(|payload, _| dynasm!(payload ; .arch x64 ; call ->nowhere));
-    assert_eq!(error.to_string(), "the stubs do not assemble: Unknown label: 'label ->nowhere'");
+    let error = build(|payload, _| dynasm!(payload ; .arch x64 ; jmp >nowhere));
+    assert_eq!(error.to_string(), "the stubs do not assemble: Unknown label: 'label nowhere'");
 }
 
 #[test]

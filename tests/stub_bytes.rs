@@ -22,13 +22,14 @@ const STUBS: [(Layout, usize, &str); 3] = [
     (Layout::Rop, 9, "E8 @host_to_guest <io> C3"),
 ];
 
-/// Without helpers: sub eax,eax and the fifteen loads, RDI last; jmp +0 and push rdi; its fifteen stores and the flags.
+/// Without helpers: sub eax,eax and the fifteen loads, RDI last; jmp +0, pushfq and push rdi; its fifteen stores and
+/// the flags.
 const INLINE: &str = "53 55 41 54 41 55 41 56 41 57 57 \
      29 C0 48 8B 07 48 8B 5F 08 48 8B 4F 10 48 8B 57 18 48 8B 77 20 48 8B 6F 30 4C 8B 47 38 4C 8B 4F 40 \
      4C 8B 57 48 4C 8B 5F 50 4C 8B 67 58 4C 8B 6F 60 4C 8B 77 68 4C 8B 7F 70 48 8B 7F 28 \
-     <io> EB 00 57 48 8B 7C 24 08 \
+     <io> EB 00 9C 57 48 8B 7C 24 10 \
      48 89 07 48 89 5F 08 48 89 4F 10 48 89 57 18 48 89 77 20 58 48 89 47 28 48 89 6F 30 4C 89 47 38 4C 89 4F 40 \
-     4C 89 57 48 4C 89 5F 50 4C 89 67 58 4C 89 6F 60 4C 89 77 68 4C 89 7F 70 9C 58 48 89 47 78 31 C0 \
+     4C 89 57 48 4C 89 5F 50 4C 89 67 58 4C 89 6F 60 4C 89 77 68 4C 89 7F 70 58 48 89 47 78 31 C0 \
      5F 41 5F 41 5E 41 5D 41 5C 5D 5B C3";
 
 /// The bytes that `pattern` stands for, executed at `va`.

@@ -1,0 +1,31 @@
+//! What the benches share.
+#![allow(dead_code)] // each bench is a crate of its own and uses a part
+
+pub mod clock;
+pub mod fault;
+pub mod hand;
+pub mod memory;
+
+/// A device that does nothing: what is measured is the way to it.
+pub struct Silence;
+
+impl ioemul::PortDevice for Silence {
+    fn port_in(&mut self, _: ioemul::PortAccess, _: &mut ioemul::Gprs) -> u32 {
+        0
+    }
+
+    fn port_out(&mut self, _: ioemul::PortAccess, _: u32, _: &mut ioemul::Gprs) {}
+}
+
+/// So many different forms of IN and OUT, in an order without a pattern that is the same each time.
+pub fn random_forms(count: usize) -> Vec<ioemul::IoInsn> {
+    let mut forms: Vec<_> = ioemul::IoInsn::all().collect();
+    let mut state = 1_u64;
+    for i in (1..forms.len()).rev() {
+        // Knuth's MMIX generator.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        forms.swap(i, (state >> 33) as usize % (i + 1));
+    }
+    forms.truncate(count);
+    forms
+}
