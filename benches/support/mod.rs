@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod fault;
+pub mod frames;
 pub mod hand;
 pub mod memory;
 
