@@ -55,7 +55,7 @@ pub struct Machine {
 pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Measured, Error> {
     let insn = IoInsn::out_dx(Width::Byte);
     let table = |layout| StubTable::builder().layout(layout).elide_io(true).build();
-    let layouts = [Layout::CallRet, Layout::Compact, Layout::Inline, Layout::Rop];
+    let layouts = [Layout::Inline, Layout::Compact, Layout::CallRet, Layout::Rop];
     let tables = layouts.map(table).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut subjects = vec![("frames alone", None, hand::ioemul_hand_empty as Entry)];
     for (layout, table) in layouts.into_iter().zip(&tables) {
@@ -84,7 +84,7 @@ pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Meas
             for (index, sum) in sums.iter().enumerate() {
                 samples[index][depth].push(*sum);
             }
-            excess[depth].push(sums[layouts.len()] - sums[1]);
+            excess[depth].push(sums[4] - sums[3]); // Rop, CallRet
         }
         swept();
     }
@@ -149,7 +149,7 @@ fn noise(series: &[Series], clock: &Summary, preempted: u64, sweeps: u32) -> Vec
         }
     }
     let drift = (clock.q3 - clock.q1) / clock.median;
-    if drift > 0.03 {
+    if drift > 0.10 {
         reasons.push(format!("the core's clock drifted by {:.0} % against the TSC", drift * 100.0));
     }
     if preempted > u64::from(sweeps) {

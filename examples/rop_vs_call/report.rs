@@ -85,7 +85,7 @@ pub fn print(measured: &Measured) {
         }
     }
     if !measured.noise.is_empty() {
-        println!("\nToo noisy to conclude from this run:");
+        println!("\nThis machine is too noisy to conclude from this run:");
         for reason in &measured.noise {
             println!("  {reason}");
         }
