@@ -85,15 +85,10 @@ pub struct Fixup {
 
 impl Arena {
     /// Emits helpers, every plain stub, and a stub for each quirk, which is handed to `placed`.
-    pub fn emit<S: CodeSink>(ops: &mut S, style: &StubStyle, quirks: &[Quirk], placed: impl FnMut(QuirkStub)) -> Self {
-        Self::emit_forms(ops, style, quirks, IoInsn::all(), placed)
-    }
-
-    fn emit_forms<S: CodeSink>(
+    pub fn emit<S: CodeSink>(
         ops: &mut S,
         style: &StubStyle,
         quirks: &[Quirk],
-        forms: impl Iterator<Item = IoInsn>,
         mut placed: impl FnMut(QuirkStub),
     ) -> Self {
         let origin = ops.offset();
@@ -103,7 +98,7 @@ impl Arena {
             crate::bus::emit_bridge(ops);
         }
         pad(ops, origin);
-        let plain = Group::emit(ops, origin, style, forms);
+        let plain = Group::emit(ops, origin, style, IoInsn::all());
         let strings = Group::emit(ops, origin, style, IoInsn::strings());
         for &quirk in quirks {
             let at = ops.offset() - origin;
@@ -112,12 +107,6 @@ impl Arena {
             placed(QuirkStub { quirk, at, shape });
         }
         Self { layout: style.layout, helper_epilogue, plain, strings, len: ops.offset() - origin }
-    }
-
-    /// How long [`Self::emit`] would be, found by one of the stubs of IN and OUT, for a sink that stores nothing.
-    pub fn size<S: CodeSink>(ops: &mut S, style: &StubStyle, quirks: &[Quirk]) -> usize {
-        let one = Self::emit_forms(ops, style, quirks, IoInsn::all().take(1), |_| ());
-        one.len + (IoInsn::COUNT - 1) * one.plain.stride
     }
 
     /// First byte and length of the stub of a form.

@@ -24,7 +24,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use dynasm::dynasm;
 
-use crate::{CodeSink, Direction, Error, Gprs, IoInsn, PortOperand, Stub, Width, helpers};
+use crate::fault::StubResult;
+use crate::{CodeSink, Direction, Error, Gprs, Helper, IoFault, IoInsn, PortOperand, Stub, Width, helpers};
 
 /// One access to a port, as a device sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,7 +54,7 @@ pub trait PortDevice: Send {
     ///
     /// # Errors
     ///
-    /// Whatever the device has to say.
+    /// Whatever the device has to say. An [`IoFault`] stands for the CPU's own refusal, and ends as [`Error::Fault`].
     #[inline]
     fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
         match access.direction {
@@ -186,7 +187,7 @@ impl SoftwareBus {
             Direction::In => 0,
             Direction::Out => gprs.rax as u32 & width.mask(),
         };
-        let input = self.perform(access, value, gprs).map_err(|source| Error::Device { access, source })?;
+        let input = self.perform(access, value, gprs).map_err(|source| refused(access, source))?;
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
@@ -252,7 +253,16 @@ impl SoftwareBus {
             Direction::In => (rsi, rdi + done),
             Direction::Out => (rsi + done, rdi),
         };
-        result.map_err(|error| Error::Device { access, source: error.source })
+        result.map_err(|error| refused(access, error.source))
+    }
+}
+
+/// What a device's refusal is to the caller: the fault that it models, or its own error.
+#[cold]
+fn refused(access: PortAccess, source: DeviceError) -> Error {
+    match source.downcast::<IoFault>() {
+        Ok(fault) => Error::Fault(*fault),
+        Err(source) => Error::Device { access, source },
     }
 }
 
@@ -261,7 +271,7 @@ impl SoftwareBus {
 /// # Safety
 ///
 /// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
-unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
+pub(crate) unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
     match len {
         0 => &[],
         // SAFETY: the caller's promise.
@@ -345,6 +355,7 @@ enum Failure {
 pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
     let before = Saved::new(gprs);
     let mut frame = BusFrame { access, bus, failure: None };
+    let mut result = StubResult::default();
     // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
     unsafe {
         asm!(
@@ -352,11 +363,15 @@ pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gp
             stub = in(reg) stub.as_ptr(),
             in("rdi") ptr::from_mut(gprs),
             in("r12") &raw mut frame,
+            lateout("rax") result.rax,
+            lateout("rdx") result.rdx,
             clobber_abi("sysv64"),
         )
     };
-    let Some(failure) = frame.failure else {
-        return Ok(());
+    let failure = match (frame.failure, result.check()) {
+        (None, Ok(())) => return Ok(()),
+        (Some(failure), _) => failure,
+        (None, Err(fault)) => Failure::Error(Error::Fault(fault)), // in a quirk's payload
     };
     let after = core::mem::replace(gprs, before.into_gprs());
     match failure {
@@ -411,18 +426,22 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description
     }
 }
 
-/// Emits what stands for an I/O instruction in a stub of a bus table. The register file's address is `depth` bytes up the
-/// stack. Leaves the flags alone.
-pub(crate) fn emit_access(ops: &mut dyn CodeSink, insn: IoInsn, depth: u8) {
+/// Emits the first half of what stands for an I/O instruction in a stub of a bus table: a push. The register file's
+/// address is `depth` bytes up the stack.
+pub(crate) fn emit_description<S: CodeSink + ?Sized>(ops: &mut S, insn: IoInsn, depth: u8) {
     let description = describe::encode(insn, depth);
+    dynasm!(ops ; .arch x64 ; push DWORD description);
+}
+
+/// Emits the second half, which pops what the first one pushed. Both leave the flags alone.
+pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
     dynasm!(ops ; .arch x64
-        ; push DWORD description
-        ; call ->bus_access
+        ; call =>Helper::BusAccess
         ; lea rsp, [BYTE rsp + 8]
     );
 }
 
-/// Emits the bridge between [`emit_access`] and [`access`].
+/// Emits the bridge between [`emit_call`] and [`access`].
 pub(crate) fn emit_bridge<S: CodeSink>(ops: &mut S) {
     helpers::emit_bus_access(ops, offset_of!(BusFrame<'_>, access) as i32, describe::DEPTH_BYTE);
 }
@@ -474,5 +493,58 @@ mod describe {
             _ => PortOperand::String { rep: description & REP != 0, addr32: description & ADDR32 != 0 },
         };
         IoInsn { direction, width, port }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::{Layout, QuirkTable, StubTable};
+
+    /// The stack may end between the description and the return address of a bus access: like any fault in a stub, it
+    /// is an error that leaves the host's registers alone.
+    #[test]
+    fn a_stack_that_ends_within_an_access() {
+        extern "sysv64" fn not_reached(_: *mut BusFrame<'_>, _: *mut Gprs, _: u32) {
+            unreachable!("there is no stack left for it")
+        }
+        const PAGE: usize = 4096;
+        // SAFETY: asks for new memory, of which the lower page is taken back.
+        let stack = unsafe {
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let stack = libc::mmap(core::ptr::null_mut(), 2 * PAGE, protection, flags, -1, 0);
+            assert!(stack != libc::MAP_FAILED && libc::mprotect(stack, PAGE, libc::PROT_NONE) == 0);
+            stack
+        };
+        let given = Gprs { rax: 0x80, rdx: 0xcd4, ..Gprs::default() };
+        let insn = IoInsn::out_dx(Width::Byte);
+        for layout in Layout::ALL {
+            let table = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).bus().build().unwrap();
+            // Words between the call of the stub and the return address of the access, which finds no room: return
+            // address, seven registers, the description; and what the payload has pushed.
+            let words = 9 + usize::from(layout == Layout::Rop);
+            for (stub, words) in [(table.stub(insn), words), (table.resolve(insn, &given), words + 1)] {
+                let mut bus = SoftwareBus::new();
+                let mut frame = BusFrame { access: not_reached, bus: &mut bus, failure: None };
+                let mut gprs = given;
+                let result: u64;
+                // SAFETY: the stub keeps R13, and with it the way back to this stack.
+                unsafe {
+                    core::arch::asm!(
+                        "xchg rsp, r13", "call {stub}", "mov rsp, r13",
+                        stub = in(reg) stub.as_ptr(),
+                        inout("r13") stack as usize + PAGE + 8 * words => _,
+                        inout("rdi") &raw mut gprs => _,
+                        in("r12") &raw mut frame,
+                        lateout("rax") result,
+                        clobber_abi("sysv64"),
+                    )
+                };
+                assert_eq!(result as u8, 14, "{layout:?}: a page fault");
+                assert_eq!(gprs, given);
+            }
+        }
+        // SAFETY: mapped above, and no longer in use.
+        unsafe { libc::munmap(stack, 2 * PAGE) };
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use once_cell::sync::OnceCell;
 
+use crate::events::{self, Attempt, Events, NoEvents};
 use crate::{Error, Gprs, IoInsn, Layout, PortPermissions, QuirkTable, SoftwareBus, StubTable, bus};
 
 /// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`] or on the hardware.
@@ -27,11 +28,18 @@ use crate::{Error, Gprs, IoInsn, Layout, PortPermissions, QuirkTable, SoftwareBu
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct IoEmulator {
+pub struct IoEmulator<E = NoEvents> {
     ports: PortPermissions,
     table: Arc<StubTable>,
     backend: Backend,
+    events: E,
 }
+
+/// An emulator goes to another thread with all that it holds.
+const _: () = {
+    const fn send<T: Send>() {}
+    send::<IoEmulator>();
+};
 
 #[derive(Debug)]
 enum Backend {
@@ -44,7 +52,9 @@ impl IoEmulator {
     pub fn builder() -> IoEmulatorBuilder {
         IoEmulatorBuilder::default()
     }
+}
 
+impl<E: Events> IoEmulator<E> {
     /// Executes `insn` with `gprs`, and leaves there what the registers hold afterwards.
     ///
     /// # Errors
@@ -60,22 +70,36 @@ impl IoEmulator {
         if insn.is_string() {
             return Err(Error::StringForm { insn });
         }
-        // SAFETY: the instruction accesses no memory.
-        unsafe { self.run(insn, gprs) }
+        let before = *gprs;
+        let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
+        self.permit(&attempt)?;
+        self.events.before(&attempt);
+        let started = events::start::<E>();
+        // SAFETY: the instruction is permitted and accesses no memory.
+        let result = unsafe { self.run(insn, gprs) };
+        events::end(&mut self.events, &attempt, (gprs, &[]), started, &result);
+        result
     }
 
-    /// Permission, quirk, stub.
+    /// Whether the access may be made at all.
+    #[inline]
+    pub(crate) fn permit(&mut self, attempt: &Attempt<'_>) -> Result<(), Error> {
+        let Attempt { insn: IoInsn { width, direction, .. }, port, .. } = *attempt;
+        if self.ports.permits(port, width, direction) {
+            return Ok(());
+        }
+        self.events.denied(attempt);
+        Err(Error::PortDenied { port, width, direction })
+    }
+
+    /// Quirk and stub.
     ///
     /// # Safety
     ///
-    /// For INS and OUTS, the registers point to memory of this process that may be accessed.
+    /// [`Self::permit`] has let the access pass. For INS and OUTS, the registers point to memory of this process that may
+    /// be accessed.
     #[inline]
     pub(crate) unsafe fn run(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-        let port = insn.port(gprs);
-        let IoInsn { width, direction, .. } = insn;
-        if !self.ports.permits(port, width, direction) {
-            return Err(Error::PortDenied { port, width, direction });
-        }
         let stub = self.table.resolve(insn, gprs);
         match &mut self.backend {
             // SAFETY: whoever called `native` vouched for every access to a permitted port, and the caller for memory.
@@ -113,28 +137,73 @@ impl IoEmulator {
             Backend::Bus(bus) => Some(bus),
         }
     }
+
+    /// The listener.
+    pub fn events(&self) -> &E {
+        &self.events
+    }
+
+    /// The listener.
+    pub fn events_mut(&mut self) -> &mut E {
+        &mut self.events
+    }
+
+    /// Ends the emulator and gives its listener back.
+    pub fn into_events(self) -> E {
+        self.events
+    }
+
+    /// Describes another emulator of the same layout, quirks and ports, for another thread say. Give it a
+    /// [`bus`](IoEmulatorBuilder::bus) or [`native`](IoEmulatorBuilder::native) of its own: if it is what this one has,
+    /// the two run the same stubs, and nothing is assembled again.
+    ///
+    /// ```
+    /// use ioemul::{IoEmulator, PortSet, QuirkTable, SoftwareBus};
+    /// let first = IoEmulator::builder().quirks(QuirkTable::builtin()).ports(PortSet::all()).bus(SoftwareBus::new()).build()?;
+    /// std::thread::scope(|scope| {
+    ///     for _ in 0..8 {
+    ///         let mut another = first.sibling().bus(SoftwareBus::new()).build().unwrap();
+    ///         scope.spawn(move || another.emulate(&[0xe4, 0x71], &mut Default::default()).unwrap());
+    ///     }
+    /// });
+    /// # Ok::<(), ioemul::Error>(())
+    /// ```
+    pub fn sibling(&self) -> IoEmulatorBuilder {
+        IoEmulatorBuilder {
+            layout: self.table.layout(),
+            quirks: Some(self.table.quirks()),
+            ports: self.ports.clone(),
+            table: Some(self.table.clone()),
+            ..IoEmulatorBuilder::default()
+        }
+    }
 }
 
 /// Describes an [`IoEmulator`].
 #[derive(Debug, Default)]
 #[must_use]
-pub struct IoEmulatorBuilder {
+pub struct IoEmulatorBuilder<E = NoEvents> {
     layout: Layout,
     quirks: Option<QuirkTable>,
     ports: PortPermissions,
     backend: Option<Backend>,
+    /// Finished stubs of this layout, with these quirks, for one kind of backend.
+    table: Option<Arc<StubTable>>,
+    events: E,
 }
 
-impl IoEmulatorBuilder {
+impl<E> IoEmulatorBuilder<E> {
     /// The stub layout; [`Layout::CallRet`] by default.
     pub fn layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
+        self.table = None;
         self
     }
 
     /// The quirks. By default those of this machine on the hardware, and none on a bus.
     pub fn quirks(mut self, quirks: QuirkTable) -> Self {
         self.quirks = Some(quirks);
+        self.table = None;
         self
     }
 
@@ -164,15 +233,25 @@ impl IoEmulatorBuilder {
         self
     }
 
+    /// Who is told what the emulator does. Nobody by default.
+    pub fn events<L: Events>(self, events: L) -> IoEmulatorBuilder<L> {
+        let Self { layout, quirks, ports, backend, table, events: _ } = self;
+        IoEmulatorBuilder { layout, quirks, ports, backend, table, events }
+    }
+
     /// Builds the emulator. One without quirks of its own shares its stubs with all others of its layout in the process.
     ///
     /// # Errors
     ///
     /// [`Error::NoBackend`] without [`Self::bus`] or [`Self::native`], and those of
     /// [`StubTableBuilder::build`](crate::StubTableBuilder::build).
-    pub fn build(self) -> Result<IoEmulator, Error> {
-        let Self { layout, quirks, ports, backend } = self;
+    pub fn build(self) -> Result<IoEmulator<E>, Error> {
+        let Self { layout, quirks, ports, backend, table, events } = self;
         let backend = backend.ok_or(Error::NoBackend)?;
+        let for_this_backend = |table: &Arc<StubTable>| table.is_for_bus() == matches!(backend, Backend::Bus(_));
+        if let Some(table) = table.filter(for_this_backend) {
+            return Ok(IoEmulator { ports, table, backend, events });
+        }
         let table = match (&backend, quirks) {
             (Backend::Native, None) if layout == Layout::CallRet => StubTable::global_arc()?.clone(),
             (Backend::Native, None) => {
@@ -185,7 +264,7 @@ impl IoEmulatorBuilder {
                 Arc::new(StubTable::builder().layout(layout).quirks(quirks).bus().build()?)
             }
         };
-        Ok(IoEmulator { ports, table, backend })
+        Ok(IoEmulator { ports, table, backend, events })
     }
 }
 

@@ -93,6 +93,10 @@ pub enum Error {
     #[error(transparent)]
     Emit(#[from] EmitError),
 
+    /// A quirk's payload cannot be assembled.
+    #[error("the stubs do not assemble: {0}")]
+    Assembler(#[source] dynasmrt::DynasmError),
+
     /// No executable memory.
     #[error("no executable memory for the stubs: {0}")]
     Memory(#[source] io::Error),

@@ -64,11 +64,11 @@ impl core::fmt::Display for IoFault {
 impl std::error::Error for IoFault {}
 
 /// What a stub returns in RAX and RDX. RAX is 0 when the registers were stored; RDX then has no meaning.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct StubResult {
-    rax: u64,
-    rdx: u64,
+    pub rax: u64,
+    pub rdx: u64,
 }
 
 impl StubResult {

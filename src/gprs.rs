@@ -105,6 +105,20 @@ impl Gprs {
             rflags: w[15],
         }
     }
+
+    /// The words that differ: the name, the value here, the value in `other`.
+    ///
+    /// ```
+    /// # use ioemul::Gprs;
+    /// let before = Gprs { rbx: 7, ..Gprs::default() };
+    /// let after = Gprs { rbx: 8, ..before };
+    /// assert_eq!(before.differences(&after).collect::<Vec<_>>(), [("rbx", 7, 8)]);
+    /// ```
+    pub fn differences(&self, other: &Self) -> impl Iterator<Item = (&'static str, u64, u64)> + use<> {
+        let words = self.to_words().into_iter().zip(other.to_words());
+        let named = Self::NAMES.into_iter().zip(words).map(|(name, (here, there))| (name, here, there));
+        named.filter(|&(_, here, there)| here != there)
+    }
 }
 
 impl fmt::Debug for Gprs {

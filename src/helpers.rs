@@ -24,7 +24,7 @@ use core::mem::offset_of;
 
 use dynasm::dynasm;
 
-use crate::{CodeSink, Gprs, Layout};
+use crate::{CodeSink, Gprs, Helper, Layout};
 
 const RBX: i8 = offset_of!(Gprs, rbx) as i8;
 const RCX: i8 = offset_of!(Gprs, rcx) as i8;
@@ -46,7 +46,7 @@ const _: () = assert!(offset_of!(Gprs, rax) == 0 && offset_of!(Gprs, rflags) == 
 /// How a `ret` is written, for hosts that harden their indirect branches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Returns {
-    /// `jmp ->return_thunk` in place of `ret`; the sink knows where that is.
+    /// `jmp =>Helper::ReturnThunk` in place of `ret`; the sink knows where that is.
     pub thunk: bool,
     /// `int3` after every final `ret` or `jmp`, against straight-line speculation.
     pub int3: bool,
@@ -55,7 +55,7 @@ pub(crate) struct Returns {
 /// `ret`, as the host wants it written.
 pub(crate) fn emit_return<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
     if returns.thunk {
-        dynasm!(ops ; .arch x64 ; jmp ->return_thunk);
+        dynasm!(ops ; .arch x64 ; jmp =>Helper::ReturnThunk);
     } else {
         dynasm!(ops ; .arch x64 ; ret);
     }
@@ -121,11 +121,11 @@ fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
     );
 }
 
-/// Guest to host, the register file's address `depth` bytes up the stack. Nothing before the PUSHFQ touches the flags.
+/// Guest to host, the register file's address `depth` bytes up the stack. Returns 0 in RAX: the stub's "no fault" (see
+/// `fault.rs`).
 ///
 /// First everything that goes to the stack, then the register file in the order of its addresses: a core that commits two
 /// stores a cycle does so only for neighbours in one cache line.
-/// Returns 0 in RAX: the stub's "no fault" (see `fault.rs`).
 pub(crate) fn emit_saves<S: CodeSink + ?Sized>(ops: &mut S, depth: i8) {
     dynasm!(ops ; .arch x64
         ; pushfq
@@ -156,40 +156,40 @@ pub(crate) fn emit_epilogue<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns)
 pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: Layout, returns: Returns) -> Option<usize> {
     match layout {
         Layout::CallRet => {
-            dynasm!(ops ; .arch x64 ; ->load_guest_gprs:);
+            dynasm!(ops ; .arch x64 ; =>Helper::LoadGuestGprs);
             emit_loads(ops);
             emit_return(ops, returns);
-            dynasm!(ops ; .arch x64 ; ->save_guest_gprs:);
+            dynasm!(ops ; .arch x64 ; =>Helper::SaveGuestGprs);
             emit_saves(ops, 8);
             emit_return(ops, returns);
             None
         }
         Layout::Compact => {
             dynasm!(ops ; .arch x64
-                ; ->enter_guest:
+                ; =>Helper::EnterGuest
                 ; pop rax // the return address, at the I/O instruction
             );
             emit_prologue(ops);
             dynasm!(ops ; .arch x64 ; push rax);
             emit_loads(ops);
             emit_return(ops, returns);
-            dynasm!(ops ; .arch x64 ; ->leave_guest:);
+            dynasm!(ops ; .arch x64 ; =>Helper::LeaveGuest);
             Some(emit_leave(ops, returns))
         }
         Layout::Rop => {
             dynasm!(ops ; .arch x64
-                ; ->host_to_guest:
+                ; =>Helper::HostToGuest
                 ; pop rax // the return address, at the I/O instruction
             );
             emit_prologue(ops);
             dynasm!(ops ; .arch x64
-                ; lea rcx, [->guest_to_host]
+                ; lea rcx, [=>Helper::GuestToHost]
                 ; push rcx // what the stub's RET will return into
                 ; push rax
             );
             emit_loads(ops);
             emit_return(ops, returns);
-            dynasm!(ops ; .arch x64 ; ->guest_to_host:);
+            dynasm!(ops ; .arch x64 ; =>Helper::GuestToHost);
             Some(emit_leave(ops, returns))
         }
         Layout::Inline => None,
@@ -221,7 +221,7 @@ fn emit_leave<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) -> usize {
 #[cfg(feature = "std")]
 pub(crate) fn emit_bus_access<S: CodeSink + ?Sized>(ops: &mut S, callback: i32, depth_byte: i8) {
     dynasm!(ops ; .arch x64
-        ; ->bus_access:
+        ; =>Helper::BusAccess
         ; pushfq
         ; push rdi
         ; movzx edi, BYTE [BYTE rsp + 24 + depth_byte]

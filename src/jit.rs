@@ -8,14 +8,17 @@
 use core::fmt;
 use std::sync::Arc;
 
+use dynasmrt::VecAssembler;
 use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
+use dynasmrt::x64::X64Relocation;
 use once_cell::sync::OnceCell;
 
-use crate::arena::resolve;
+use crate::arena::{Arena, resolve};
 use crate::fault::{FaultMap, Registration, StubResult};
 use crate::layout::{Backend, StubStyle};
-use crate::slot::{arena_size, emit_arena};
-use crate::{DmiIdentity, Error, Gprs, IoFault, IoInsn, Layout, QuirkTable, Ring};
+use crate::sink::DynasmSink;
+use crate::slot::check_payload;
+use crate::{DmiIdentity, Error, Gprs, Helper, IoFault, IoInsn, Layout, QuirkTable, Ring};
 
 /// All stubs of one layout, and those of its quirks. Immutable: `Send` and `Sync`.
 ///
@@ -75,6 +78,18 @@ impl StubTable {
     /// The layout of the stubs.
     pub fn layout(&self) -> Layout {
         self.style.layout
+    }
+
+    /// The quirks it was built with.
+    pub(crate) fn quirks(&self) -> QuirkTable {
+        let mut quirks = QuirkTable::none();
+        self.map.quirks.iter().for_each(|stub| quirks.push(stub.quirk));
+        quirks
+    }
+
+    /// Whether its stubs call device models, and have to be run with a `BusFrame`.
+    pub(crate) fn is_for_bus(&self) -> bool {
+        self.style.backend == Backend::Bus
     }
 
     /// The plain stub of a form, whatever the quirks say.
@@ -159,7 +174,7 @@ impl StubTableBuilder {
         self
     }
 
-    /// Calls into device models in place of I/O instructions: stubs to be run by `bus::run` only.
+    /// Calls into device models in place of I/O instructions: stubs to be run with a `BusFrame` only.
     pub(crate) fn bus(mut self) -> Self {
         self.style.backend = Backend::Bus;
         self
@@ -170,21 +185,28 @@ impl StubTableBuilder {
     /// # Errors
     ///
     /// - [`Error::ShadowStack`]: [`Layout::Rop`] in a process with a user shadow stack.
-    /// - [`Error::Emit`]: a quirk's payload does not assemble.
+    /// - [`Error::Emit`], [`Error::Assembler`]: a quirk's payload does not assemble.
     /// - [`Error::Memory`]: the system gave no memory, or refused to make it executable.
     /// - [`Error::Protection`]: the memory is not what was asked for, readable and executable and not writable.
     /// - [`Error::SignalHandler`]: the fault handler could not be installed.
     pub fn build(self) -> Result<StubTable, Error> {
         let Self { style, quirks, fault_recovery } = self;
         check_returns(style.layout, shadow_stack_is_active())?;
-        let size = arena_size(&style, quirks.as_slice());
-        let mut memory = MutableBuffer::new(size).map_err(Error::Memory)?;
-        memory.set_len(size);
-        let (arena, quirks) = emit_arena(&mut memory, &style, quirks.as_slice())?;
-        let memory = make_executable(memory)?;
+        // Room for everything, so that nothing is copied on the way: each stub refers to at most two helpers.
+        let forms = IoInsn::COUNT + IoInsn::STRING_COUNT + quirks.as_slice().len();
+        let bytes = forms * (style.layout.stub_len() + 32);
+        let mut assembler =
+            VecAssembler::<X64Relocation>::new_with_capacity(0, bytes, 0, 0, Helper::COUNT, 0, 2 * forms);
+        let mut sink = DynasmSink::new(&mut assembler, VecAssembler::new_dynamic_label);
+        let mut placed = Vec::with_capacity(quirks.as_slice().len());
+        let arena = Arena::emit(&mut sink, &style, quirks.as_slice(), |stub| placed.push(stub));
+        for stub in &placed {
+            check_payload(&stub.quirk, &stub.shape)?;
+        }
+        let memory = make_executable(&assembler.finalize().map_err(Error::Assembler)?)?;
         // SAFETY: the memory is unmapped when the table is dropped, and does not move before.
         let code: &'static [u8] = unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
-        let map = Box::new(FaultMap { arena, quirks });
+        let map = Box::new(FaultMap { arena, quirks: placed });
         #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
         let registration = unsafe { Registration::new(code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
@@ -194,8 +216,11 @@ impl StubTableBuilder {
     }
 }
 
-/// Makes finished code executable, and looks whether what became of it is executable and not writable.
-fn make_executable(memory: MutableBuffer) -> Result<ExecutableBuffer, Error> {
+/// Copies finished code to memory of its own, and looks whether what became of it is executable and not writable.
+fn make_executable(bytes: &[u8]) -> Result<ExecutableBuffer, Error> {
+    let mut memory = MutableBuffer::new(bytes.len()).map_err(Error::Memory)?;
+    memory.set_len(bytes.len());
+    memory.copy_from_slice(bytes);
     let code = memory.make_exec().map_err(Error::Memory)?;
     for region in region::query_range(code.as_ptr(), code.len()).map_err(Error::Query)? {
         let found = region.map_err(Error::Query)?.protection();
@@ -226,9 +251,9 @@ pub struct Stub<'t> {
     code: &'t [u8],
 }
 
-impl Stub<'_> {
+impl<'t> Stub<'t> {
     /// The bytes of the stub, without the helpers it calls.
-    pub fn code(&self) -> &[u8] {
+    pub fn code(&self) -> &'t [u8] {
         self.code
     }
 

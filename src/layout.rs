@@ -18,8 +18,8 @@
 use dynasm::dynasm;
 
 use crate::helpers::{Returns, emit_epilogue, emit_loads, emit_prologue, emit_return, emit_saves, emit_stop};
-use crate::payload::{Payload, StackMap};
-use crate::{CodeSink, IoInsn, Quirk, Ring};
+use crate::payload::{Payload, StackMap, emit_access};
+use crate::{CodeSink, Helper, IoInsn, Quirk, Ring};
 
 /// How a stub switches registers around its I/O instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,6 +42,16 @@ pub enum Layout {
 impl Layout {
     /// All layouts, the default first.
     pub const ALL: [Layout; 4] = [Layout::CallRet, Layout::Rop, Layout::Compact, Layout::Inline];
+
+    /// Length in bytes of a stub of IN or OUT that neither a quirk nor an option of the host makes longer.
+    pub const fn stub_len(self) -> usize {
+        match self {
+            Layout::CallRet => 36,
+            Layout::Rop => 9,
+            Layout::Compact => 13,
+            Layout::Inline => 163,
+        }
+    }
 
     /// Bytes on the stack between RSP at the I/O and the pointer to the register file.
     pub(crate) const fn depth_at_io(self) -> u8 {
@@ -67,7 +77,7 @@ pub(crate) enum Backend {
 }
 
 /// Everything that decides a stub's bytes, but for the instruction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StubStyle {
     pub layout: Layout,
     pub backend: Backend,
@@ -107,32 +117,41 @@ pub(crate) fn emit_stub<S: CodeSink>(ops: &mut S, style: &StubStyle, insn: IoIns
     match layout {
         Layout::CallRet => {
             emit_prologue(ops);
-            dynasm!(ops ; .arch x64 ; call ->load_guest_gprs);
+            dynasm!(ops ; .arch x64 ; call =>Helper::LoadGuestGprs);
         }
-        Layout::Compact => dynasm!(ops ; .arch x64 ; call ->enter_guest),
-        Layout::Rop => dynasm!(ops ; .arch x64 ; call ->host_to_guest),
+        Layout::Compact => dynasm!(ops ; .arch x64 ; call =>Helper::EnterGuest),
+        Layout::Rop => dynasm!(ops ; .arch x64 ; call =>Helper::HostToGuest),
         Layout::Inline => {
             emit_prologue(ops);
             emit_loads(ops);
         }
     }
     let io = ops.offset();
-    let mut payload = Payload::new(ops, style);
-    match quirk {
-        Some(quirk) => quirk.emit(&mut payload, style.ring),
-        None => payload.io_padded(insn),
-    }
-    let stack = payload.finish();
+    let stack = match quirk {
+        None if !insn.is_string() => {
+            let mut stack = StackMap::default();
+            emit_access(ops, style, insn, &insn.encode_padded(), &mut stack, io);
+            stack
+        }
+        _ => {
+            let mut payload = Payload::new(ops, style);
+            match quirk {
+                Some(quirk) => quirk.emit(&mut payload, style.ring),
+                None => payload.string(insn),
+            }
+            payload.finish()
+        }
+    };
     let io_end = ops.offset();
     let epilogue = match layout {
         Layout::CallRet => {
-            dynasm!(ops ; .arch x64 ; call ->save_guest_gprs);
+            dynasm!(ops ; .arch x64 ; call =>Helper::SaveGuestGprs);
             let epilogue = ops.offset();
             emit_epilogue(ops, returns);
             Some(epilogue)
         }
         Layout::Compact => {
-            dynasm!(ops ; .arch x64 ; jmp ->leave_guest);
+            dynasm!(ops ; .arch x64 ; jmp =>Helper::LeaveGuest);
             emit_stop(ops, returns);
             None
         }

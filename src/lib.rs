@@ -20,11 +20,18 @@
 //!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
 //! - [`Layout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms that
 //!   need more; [`fault`] how a #GP becomes an error.
+//! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, and [`devices`]
+//!   has models to test against.
 //!
 //! # Features
 //!
 //! `std` (default): everything that needs a process. Without it the crate is `no_std` and holds registers, instructions,
-//! helpers, slots and quirks.
+//! helpers, slots and quirks. All others are off by default:
+//!
+//! - `trace`: trace files, by serde.
+//! - `tracing`: a listener that emits `tracing` events.
+//! - `vm-superio`: rust-vmm's 16550 UART and i8042 on a software bus.
+//! - `kvm`: conversions between [`Gprs`] and KVM's register file.
 //!
 //! x86-64 only. Linux is the supported system: fault recovery, DMI and privilege are Linux's.
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -38,6 +45,7 @@ compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 t
 // What a guest did: registers and instruction.
 mod gprs;
 mod insn;
+mod insn_text;
 // Machine code for it, wherever it goes.
 mod arena;
 mod helpers;
@@ -50,32 +58,48 @@ mod slot;
 #[cfg(feature = "std")]
 mod bus;
 #[cfg(feature = "std")]
+pub mod devices;
+#[cfg(feature = "std")]
 mod dmi;
 #[cfg(feature = "std")]
 mod emulator;
 #[cfg(feature = "std")]
 mod error;
 #[cfg(feature = "std")]
+pub mod events;
+#[cfg(feature = "std")]
 pub mod fault;
 #[cfg(feature = "std")]
 mod hazard;
 #[cfg(feature = "std")]
 mod jit;
+#[cfg(feature = "kvm")]
+mod kvm;
 #[cfg(feature = "std")]
 mod ports;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod privilege;
 #[cfg(feature = "std")]
 mod string_io;
+#[cfg(feature = "std")]
+pub mod trace;
+
+#[doc = include_str!("../docs/threat-model.md")]
+pub mod threat_model {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub use gprs::Gprs;
 pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
+pub use insn_text::ParseInsnError;
 
 pub use arena::Fixup;
 pub use layout::Layout;
 pub use payload::Payload;
 pub use quirk_table::{DmiMatch, PROLIANT_POLL_LIMIT, Quirk, Ring};
-pub use sink::CodeSink;
+pub use sink::{CodeSink, Helper};
 pub use slot::{CodeTable, EmitError, Helpers, SlotOptions, emit_stub, emit_stub_with, stub_fixup};
 
 #[cfg(feature = "std")]
@@ -89,6 +113,7 @@ pub use {
     jit::{Stub, StubTable, StubTableBuilder},
     ports::{ParsePortSetError, PortPermissions, PortSet, PortSetProblem},
     quirk_table::QuirkTable,
+    sink::DynasmSink,
 };
 
 #[cfg(all(feature = "std", target_os = "linux"))]

@@ -3,7 +3,7 @@
 use dynasm::dynasm;
 
 use crate::layout::{Backend, StubStyle};
-use crate::{CodeSink, IoInsn};
+use crate::{CodeSink, Helper, IoInsn};
 
 /// The assembler handed to a quirk's payload: `dynasm!` writes to it, and I/O instructions go through [`Self::io`].
 ///
@@ -34,13 +34,9 @@ impl<'a> Payload<'a> {
         self.access(insn, &bytes[..len]);
     }
 
-    /// Emits what stands in a stub whose I/O no quirk replaces: IN and OUT in three bytes; INS and OUTS in four, with DF
-    /// clear, and as it was afterwards. All string forms have one length.
-    pub(crate) fn io_padded(&mut self, insn: IoInsn) {
+    /// INS and OUTS, in four bytes whatever the form, with DF clear; it is as it was afterwards.
+    pub(crate) fn string(&mut self, insn: IoInsn) {
         const DF: i32 = 1 << 10;
-        if !insn.is_string() {
-            return self.access(insn, &insn.encode_padded());
-        }
         dynasm!(self ; .arch x64 ; pushfq);
         self.pushed(8);
         dynasm!(self ; .arch x64 ; cld);
@@ -61,23 +57,8 @@ impl<'a> Payload<'a> {
         self.popped(8);
     }
 
-    #[cfg_attr(not(feature = "std"), allow(unused_variables))] // only a bus asks which instruction it is
     fn access(&mut self, insn: IoInsn, encoding: &[u8]) {
-        match self.style.backend {
-            Backend::Hardware => self.ops.extend(encoding),
-            #[cfg(feature = "std")]
-            Backend::Elided => self.ops.extend(match encoding.len() {
-                1 => &[0x90],
-                2 => &[0x66, 0x90],
-                3 => &[0x0f, 0x1f, 0x00],
-                _ => &[0x0f, 0x1f, 0x40, 0x00],
-            }),
-            #[cfg(feature = "std")]
-            Backend::Bus => {
-                let depth = self.style.layout.depth_at_io() + self.stack.depth_at(self.ops.offset() - self.start);
-                crate::bus::emit_access(self.ops, insn, depth);
-            }
-        }
+        emit_access(self.ops, self.style, insn, encoding, &mut self.stack, self.start);
     }
 
     /// States that the instruction just emitted pushed `bytes` onto the stack.
@@ -88,6 +69,38 @@ impl<'a> Payload<'a> {
     /// States that the instruction just emitted popped `bytes` off the stack.
     pub fn popped(&mut self, bytes: u8) {
         self.stack.change(self.ops.offset() - self.start, -i16::from(bytes));
+    }
+}
+
+/// Emits an access, or what the backend has in its place. `stack` is what has been pushed since `start`, where `<io>`
+/// begins.
+#[cfg_attr(not(feature = "std"), allow(unused_variables))] // only a bus asks which instruction it is, and how deep
+#[inline]
+pub(crate) fn emit_access<S: CodeSink + ?Sized>(
+    ops: &mut S,
+    style: &StubStyle,
+    insn: IoInsn,
+    encoding: &[u8],
+    stack: &mut StackMap,
+    start: usize,
+) {
+    match style.backend {
+        Backend::Hardware => ops.extend(encoding),
+        #[cfg(feature = "std")]
+        Backend::Elided => ops.extend(match encoding.len() {
+            1 => &[0x90],
+            2 => &[0x66, 0x90],
+            3 => &[0x0f, 0x1f, 0x00],
+            _ => &[0x0f, 0x1f, 0x40, 0x00],
+        }),
+        #[cfg(feature = "std")]
+        Backend::Bus => {
+            let depth = style.layout.depth_at_io() + stack.depth_at(ops.offset() - start);
+            crate::bus::emit_description(ops, insn, depth);
+            stack.change(ops.offset() - start, 8);
+            crate::bus::emit_call(ops);
+            stack.change(ops.offset() - start, -8);
+        }
     }
 }
 
@@ -104,8 +117,8 @@ impl CodeSink for Payload<'_> {
         self.ops.local_label(name);
     }
 
-    fn global_label(&mut self, name: &'static str) {
-        self.ops.global_label(name);
+    fn dynamic_label(&mut self, helper: Helper) {
+        self.ops.dynamic_label(helper);
     }
 
     fn forward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
@@ -116,8 +129,8 @@ impl CodeSink for Payload<'_> {
         self.ops.backward_reloc(name, target_offset, field_offset, ref_offset, kind);
     }
 
-    fn global_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        self.ops.global_reloc(name, target_offset, field_offset, ref_offset, kind);
+    fn dynamic_reloc(&mut self, helper: Helper, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
+        self.ops.dynamic_reloc(helper, target_offset, field_offset, ref_offset, kind);
     }
 }
 
@@ -132,7 +145,8 @@ pub(crate) struct StackMap {
 }
 
 impl StackMap {
-    const MAX: usize = 8;
+    /// A push and a pop for each access on a bus, and what a payload needs besides.
+    const MAX: usize = 16;
 
     pub fn depth_at(&self, offset: usize) -> u8 {
         let in_force = self.steps[..usize::from(self.len)].iter().rev().find(|step| usize::from(step.0) <= offset);

@@ -1,22 +1,25 @@
 //! Stubs in memory that the caller owns: a hypervisor's per-CPU slot, or its table of all forms.
 //!
 //! Nothing here allocates, maps or executes: bytes are written to a slice, for the address `va` at which they will
-//! execute (which may be another mapping than the one written through). The size, every displacement and the quirk are
-//! checked before the first byte is written: an error leaves the memory as it was.
+//! execute (which may be another mapping than the one written through). Everything is emitted twice, first without
+//! memory, so that the size, every displacement and the quirk are checked before the first byte is written: an error
+//! leaves the memory as it was.
 //!
 //! ```
 //! use ioemul::{Helpers, IoInsn, Layout, Width, emit_stub};
-//! let (mut helpers, mut slot) = ([0; 256], [0; 36]);
+//! let (mut helpers, mut slot) = ([0; Helpers::MAX_LEN], [0; Layout::CallRet.stub_len()]);
 //! let helpers = Helpers::emit(&mut helpers, 0xffff_8000_0010_0000, Layout::CallRet)?;
 //! let len = emit_stub(&mut slot, 0xffff_8000_0020_0000, IoInsn::out_dx(Width::Byte), &helpers)?;
 //! assert_eq!((len, &slot[16..19]), (36, &[0x90, 0xee, 0x90][..]));
 //! # Ok::<(), ioemul::EmitError>(())
 //! ```
 
+use arrayvec::ArrayVec;
+
 use crate::arena::{Arena, Fixup, QuirkStub};
 use crate::helpers::{Returns, emit_helpers};
 use crate::layout::{Backend, StubShape, StubStyle, emit_stub as emit};
-use crate::{CodeSink, Gprs, IoInsn, Layout, Quirk, Ring};
+use crate::{CodeSink, Gprs, Helper, IoInsn, Layout, Quirk, Ring};
 
 /// What a hardened host wants of the code, and the quirk to apply.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +62,11 @@ pub enum EmitError {
         available: usize,
     },
     /// A helper or return thunk is more than ±2 GiB away from the call to it.
-    #[error("the displacement {displacement:#x} to a helper or thunk does not fit the signed 32 bits of a near branch")]
+    #[error(
+        "the displacement {}{:#x} to a helper or thunk does not fit the signed 32 bits of a near branch",
+        if *displacement < 0 { "-" } else { "" },
+        displacement.unsigned_abs()
+    )]
     HelperOutOfRange {
         /// Target minus the address behind the branch, in bytes.
         displacement: i64,
@@ -92,14 +99,16 @@ pub struct Helpers {
     layout: Layout,
     va: u64,
     len: usize,
-    labels: Labels,
+    targets: Targets,
     /// Address of the epilogue that stubs without one of their own share.
     epilogue: Option<u64>,
-    template: Option<Template>,
 }
 
 impl Helpers {
-    /// Emits the helpers of `layout` into `buf`, to be executed at `va`. 256 bytes are enough for any layout.
+    /// As many bytes are enough for the helpers of any layout, hardened or not.
+    pub const MAX_LEN: usize = 256;
+
+    /// Emits the helpers of `layout` into `buf`, to be executed at `va`.
     ///
     /// # Errors
     ///
@@ -116,12 +125,11 @@ impl Helpers {
     /// [`EmitError::SlotTooSmall`], or [`EmitError::HelperOutOfRange`] for the return thunk.
     pub fn emit_with(buf: &mut [u8], va: u64, layout: Layout, options: &SlotOptions) -> Result<Self, EmitError> {
         let returns = options.style(layout).returns;
-        let outside = Labels::default().with_thunk(options);
-        let (epilogue, labels, len) = emit_checked(buf, va, outside, |sink| {
-            Ok(emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64)))
+        let ((epilogue, targets), len) = emit_checked(buf, va, with_thunk(Targets::default(), options), |sink| {
+            let epilogue = emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64));
+            Ok((epilogue, sink.helpers))
         })?;
-        let template = Template::new(options.style(layout), va, labels.with_thunk(options));
-        Ok(Self { layout, va, len, labels, epilogue, template })
+        Ok(Self { layout, va, len, targets, epilogue })
     }
 
     /// The layout that these helpers are for.
@@ -140,9 +148,10 @@ impl Helpers {
         self.len
     }
 
-    /// Name and address of each helper, for a symbol table. They are not functions and cannot be called as such.
+    /// Name and address of each helper, for a symbol table.
     pub fn symbols(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.labels.iter().filter(|&(name, _)| name != RETURN_THUNK)
+        let own = Helper::ALL.into_iter().filter(|helper| *helper != Helper::ReturnThunk);
+        own.filter_map(|helper| Some((helper.name(), self.targets[helper as usize]?)))
     }
 }
 
@@ -168,21 +177,17 @@ pub fn emit_stub_with(
     helpers: &Helpers,
     options: &SlotOptions,
 ) -> Result<usize, EmitError> {
-    if let (Some(template), None) = (&helpers.template, &options.quirk)
-        && template.is_of(&options.style(helpers.layout), options.return_thunk, insn)
-    {
-        return template.write(slot, va, insn);
-    }
-    let (shape, _, _) =
-        emit_checked(slot, va, helpers.labels.with_thunk(options), |sink| checked_stub(sink, insn, helpers, options))?;
+    let (shape, _) = emit_checked(slot, va, with_thunk(helpers.targets, options), |sink| {
+        checked_stub(sink, insn, helpers, options)
+    })?;
     Ok(shape.len)
 }
 
 /// Where a fault at `rip` resumes, for a stub that [`emit_stub_with`] emitted with these arguments. `None`: `rip` is not
 /// in the I/O sequence of that stub.
 pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, options: &SlotOptions, rip: u64) -> Option<Fixup> {
-    let mut labels = helpers.labels.with_thunk(options);
-    let shape = checked_stub(&mut SlotSink::new(&mut [], va, &mut labels), insn, helpers, options).ok()?;
+    let mut sink = SlotSink::new(&mut [], va, with_thunk(helpers.targets, options));
+    let shape = checked_stub(&mut sink, insn, helpers, options).ok()?;
     let offset = usize::try_from(rip.checked_sub(va)?).ok()?;
     let rsp_adjust = shape.rsp_adjust(helpers.layout, offset)?;
     let resume = shape.epilogue.map(|epilogue| va + epilogue as u64).or(helpers.epilogue)?;
@@ -206,9 +211,8 @@ impl CodeTable {
     /// ```
     pub fn size(layout: Layout, options: &SlotOptions) -> usize {
         // Anywhere in the address space: the length does not depend on it.
-        let mut labels = Labels::default().with_thunk(options);
-        let mut sink = SlotSink::new(&mut [], 0, &mut labels);
-        Arena::size(&mut sink, &options.style(layout), options.quirk.as_slice())
+        let mut sink = SlotSink::new(&mut [], 0, with_thunk(Targets::default(), options));
+        Arena::emit(&mut sink, &options.style(layout), options.quirk.as_slice(), |_| ()).len
     }
 
     /// Emits the helpers, all [`IoInsn::COUNT`] stubs, and the quirk's stub where there is one, to be executed at `va`.
@@ -217,8 +221,8 @@ impl CodeTable {
     ///
     /// See [`EmitError`]; the memory is then as it was.
     pub fn emit(buf: &mut [u8], va: u64, layout: Layout, options: &SlotOptions) -> Result<Self, EmitError> {
-        let outside = Labels::default().with_thunk(options);
-        let ((arena, quirk), _, _) = emit_checked(buf, va, outside, |sink| {
+        let targets = with_thunk(Targets::default(), options);
+        let ((arena, quirk), _) = emit_checked(buf, va, targets, |sink| {
             let mut placed = None;
             let arena = Arena::emit(sink, &options.style(layout), options.quirk.as_slice(), |stub| placed = Some(stub));
             if let Some(stub) = &placed {
@@ -263,203 +267,79 @@ fn checked_stub(
     Ok(shape)
 }
 
-fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), EmitError> {
+pub(crate) fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), EmitError> {
     match shape.stack.is_balanced() {
         true => Ok(()),
         false => Err(EmitError::UnbalancedPayload { quirk: quirk.name() }),
     }
 }
 
-/// Runs `emit` without memory, checks everything, and then once more to write. Returns its result, the global labels it
-/// defined (besides those of `outside`), and the number of bytes.
+/// Code up to this length is written aside first. Any stub without a quirk is shorter.
+const ASIDE: usize = 192;
+
+/// Emits, checks everything, and only then writes to `buf`: short code is copied from where it was written aside, long
+/// code emitted once more. Returns the result of `emit` and the number of bytes.
+#[inline]
 fn emit_checked<T>(
     buf: &mut [u8],
     va: u64,
-    outside: Labels,
+    targets: Targets,
     emit: impl Fn(&mut SlotSink<'_>) -> Result<T, EmitError>,
-) -> Result<(T, Labels, usize), EmitError> {
-    let mut labels = outside;
-    let mut dry = SlotSink::new(&mut [], va, &mut labels);
-    emit(&mut dry)?;
-    let len = dry.finish()?;
-    if len > buf.len() {
-        return Err(EmitError::SlotTooSmall { needed: len, available: buf.len() });
-    }
+) -> Result<(T, usize), EmitError> {
+    let mut aside = [0; ASIDE];
+    let mut sink = SlotSink::new(&mut aside, va, targets);
+    let result = emit(&mut sink)?;
+    let len = sink.finish()?;
+    let available = buf.len();
+    let Some(room) = buf.get_mut(..len) else {
+        return Err(EmitError::SlotTooSmall { needed: len, available });
+    };
     if va.checked_add(len as u64).is_none() {
         return Err(EmitError::AddressOverflow { va, len });
     }
-    let mut labels = outside;
-    let mut sink = SlotSink::new(&mut buf[..len], va, &mut labels);
-    let result = emit(&mut sink)?;
-    sink.finish()?;
-    Ok((result, labels, len))
-}
-
-/// The stub that all forms of IN and OUT have in common, but for the three bytes of `<io>` and for the displacements:
-/// emitted once, with the helpers, and copied for each access. A hypervisor that has one slot for each CPU does that
-/// millions of times.
-#[derive(Clone, Copy, Debug)]
-struct Template {
-    style: StubStyle,
-    return_thunk: Option<u64>,
-    code: [u8; Self::ROOM],
-    len: usize,
-    io: usize,
-    branches: Branches,
-}
-
-impl Template {
-    /// The longest stub without a quirk, hardened, is shorter.
-    const ROOM: usize = 192;
-
-    /// `None` if no such stub can be at `va`: emitting one says why.
-    fn new(style: StubStyle, va: u64, mut labels: Labels) -> Option<Self> {
-        let (mut code, return_thunk) = ([0; Self::ROOM], labels.get(RETURN_THUNK));
-        let mut sink = SlotSink::new(&mut code, va, &mut labels);
-        let shape = emit(&mut sink, &style, IoInsn::in_dx(crate::Width::Byte), None);
-        let branches = sink.branches;
-        let len = sink.finish().ok().filter(|len| *len <= Self::ROOM)?;
-        Some(Self { style, return_thunk, code, len, io: shape.io.0, branches })
-    }
-
-    fn is_of(&self, style: &StubStyle, return_thunk: Option<u64>, insn: IoInsn) -> bool {
-        // The ring decides between variants of a quirk, and there is none here.
-        let style = StubStyle { ring: self.style.ring, ..*style };
-        style == self.style && return_thunk == self.return_thunk && !insn.is_string()
-    }
-
-    fn write(&self, slot: &mut [u8], va: u64, insn: IoInsn) -> Result<usize, EmitError> {
-        let mut displacements = [0; Branches::MAX];
-        for (displacement, (field, target)) in displacements.iter_mut().zip(self.branches.iter()) {
-            let distance = target.wrapping_sub(va.wrapping_add(field as u64 + 4)) as i64;
-            *displacement =
-                i32::try_from(distance).map_err(|_| EmitError::HelperOutOfRange { displacement: distance })?;
-        }
-        let (len, available) = (self.len, slot.len());
-        let Some(slot) = slot.get_mut(..len) else {
-            return Err(EmitError::SlotTooSmall { needed: len, available });
-        };
-        if va.checked_add(len as u64).is_none() {
-            return Err(EmitError::AddressOverflow { va, len });
-        }
-        slot.copy_from_slice(&self.code[..len]);
-        slot[self.io..][..3].copy_from_slice(&insn.encode_padded());
-        for (displacement, (field, _)) in displacements.iter().zip(self.branches.iter()) {
-            slot[field..][..4].copy_from_slice(&displacement.to_le_bytes());
-        }
-        Ok(len)
-    }
-}
-
-/// The 32-bit displacements in code that go out of it: where each is, and to what address it leads.
-#[derive(Clone, Copy, Debug, Default)]
-struct Branches {
-    entries: [(usize, u64); Self::MAX],
-    len: usize,
-}
-
-impl Branches {
-    /// Two helpers and a return thunk: no stub without a quirk has more.
-    const MAX: usize = 3;
-
-    fn push(&mut self, field: usize, target: u64) {
-        if let Some(entry) = self.entries.get_mut(self.len) {
-            *entry = (field, target);
-            self.len += 1;
+    match aside.get(..len) {
+        Some(code) => room.copy_from_slice(code),
+        None => {
+            let mut sink = SlotSink::new(room, va, targets);
+            emit(&mut sink)?;
+            sink.finish()?;
         }
     }
-
-    fn iter(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
-        self.entries[..self.len].iter().copied()
-    }
+    Ok((result, len))
 }
 
-/// Emits a whole table into fresh memory of the process, at the address where it is: what fails leaves the memory in any
-/// state. The length is that of [`Arena`].
-#[cfg(feature = "std")]
-pub(crate) fn emit_arena(
-    memory: &mut [u8],
-    style: &StubStyle,
-    quirks: &[Quirk],
-) -> Result<(Arena, Vec<QuirkStub>), EmitError> {
-    let (mut labels, mut placed, va) = (Labels::default(), Vec::with_capacity(quirks.len()), memory.as_ptr() as u64);
-    let available = memory.len();
-    let mut sink = SlotSink::new(memory, va, &mut labels);
-    let arena = Arena::emit(&mut sink, style, quirks, |stub| placed.push(stub));
-    let needed = sink.finish()?;
-    for stub in &placed {
-        check_payload(&stub.quirk, &stub.shape)?;
-    }
-    match needed <= available {
-        true => Ok((arena, placed)),
-        false => Err(EmitError::SlotTooSmall { needed, available }),
-    }
+/// The addresses of helpers.
+type Targets = [Option<u64>; Helper::COUNT];
+
+fn with_thunk(mut targets: Targets, options: &SlotOptions) -> Targets {
+    targets[Helper::ReturnThunk as usize] = options.return_thunk;
+    targets
 }
 
-/// How many bytes [`emit_arena`] needs.
-#[cfg(feature = "std")]
-pub(crate) fn arena_size(style: &StubStyle, quirks: &[Quirk]) -> usize {
-    Arena::size(&mut SlotSink::new(&mut [], 0, &mut Labels::default()), style, quirks)
+/// What a branch goes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Local(&'static str),
+    Helper(Helper),
 }
 
-const RETURN_THUNK: &str = "return_thunk";
-
-/// A few names with their addresses.
-#[derive(Clone, Copy, Debug, Default)]
-struct Labels {
-    entries: [(&'static str, u64); Self::MAX],
-    len: usize,
-}
-
-impl Labels {
-    const MAX: usize = 4;
-
-    fn with_thunk(mut self, options: &SlotOptions) -> Self {
-        self.remove(RETURN_THUNK);
-        if let Some(va) = options.return_thunk {
-            self.define(RETURN_THUNK, va);
-        }
-        self
-    }
-
-    /// False when there is no room.
-    fn define(&mut self, name: &'static str, va: u64) -> bool {
-        match self.entries.get_mut(self.len) {
-            Some(entry) => {
-                *entry = (name, va);
-                self.len += 1;
-                true
-            }
-            None => false,
+impl Label {
+    fn name(self) -> &'static str {
+        match self {
+            Label::Local(name) => name,
+            Label::Helper(helper) => helper.name(),
         }
     }
-
-    fn remove(&mut self, name: &str) {
-        let found = self.iter().position(|(defined, _)| defined == name);
-        if let Some(at) = found {
-            self.entries.copy_within(at + 1..self.len, at);
-            self.len -= 1;
-        }
-    }
-
-    /// The latest definition: a local label may be defined again.
-    fn get(&self, name: &str) -> Option<u64> {
-        self.entries[..self.len].iter().rfind(|entry| entry.0 == name).map(|entry| entry.1)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.entries[..self.len].iter().copied()
-    }
 }
 
-/// Forward references that may be open at once: no payload needs more than a couple.
+/// Local labels, and forward references that may be open at once: no payload needs more than a couple.
+const MAX_LOCALS: usize = 8;
 const MAX_PENDING: usize = 8;
 
 /// A reference that waits for its label.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Pending {
-    name: &'static str,
-    global: bool,
+    label: Label,
     /// The field, as an offset into the code, and its size.
     field: usize,
     size: usize,
@@ -472,35 +352,23 @@ struct SlotSink<'a> {
     buf: &'a mut [u8],
     va: u64,
     len: usize,
-    globals: &'a mut Labels,
-    locals: Labels,
-    pending: [Pending; MAX_PENDING],
-    pending_len: usize,
-    /// The first few of the branches to labels that were known.
-    branches: Branches,
+    helpers: Targets,
+    /// The local labels defined so far, the latest last.
+    locals: ArrayVec<(&'static str, u64), MAX_LOCALS>,
+    pending: ArrayVec<Pending, MAX_PENDING>,
     error: Option<EmitError>,
 }
 
 impl<'a> SlotSink<'a> {
-    fn new(buf: &'a mut [u8], va: u64, globals: &'a mut Labels) -> Self {
-        Self {
-            buf,
-            va,
-            len: 0,
-            globals,
-            locals: Labels::default(),
-            pending: Default::default(),
-            pending_len: 0,
-            branches: Branches::default(),
-            error: None,
-        }
+    fn new(buf: &'a mut [u8], va: u64, helpers: Targets) -> Self {
+        Self { buf, va, len: 0, helpers, locals: ArrayVec::new(), pending: ArrayVec::new(), error: None }
     }
 
     /// The length, or the first thing that went wrong.
     fn finish(self) -> Result<usize, EmitError> {
-        match (self.error, self.pending[..self.pending_len].first()) {
+        match (self.error, self.pending.first()) {
             (Some(error), _) => Err(error),
-            (None, Some(pending)) => Err(EmitError::Label { label: pending.name }),
+            (None, Some(pending)) => Err(EmitError::Label { label: pending.label.name() }),
             (None, None) => Ok(self.len),
         }
     }
@@ -514,16 +382,17 @@ impl<'a> SlotSink<'a> {
     }
 
     /// Writes target − base into the field.
-    fn patch(&mut self, field: usize, size: usize, base: u64, target: u64, name: &'static str) {
+    #[inline]
+    fn patch(&mut self, field: usize, size: usize, base: u64, target: u64, label: Label) {
         let displacement = target.wrapping_sub(base) as i64;
         let fits = match size {
             1 => i8::try_from(displacement).is_ok(),
             _ => i32::try_from(displacement).is_ok(),
         };
         if !fits {
-            return self.fail(match size {
-                1 => EmitError::Label { label: name },
-                _ => EmitError::HelperOutOfRange { displacement },
+            return self.fail(match label {
+                Label::Local(label) => EmitError::Label { label },
+                Label::Helper(_) => EmitError::HelperOutOfRange { displacement },
             });
         }
         if let Some(bytes) = self.buf.get_mut(field..field + size) {
@@ -531,48 +400,35 @@ impl<'a> SlotSink<'a> {
         }
     }
 
-    fn reloc(
-        &mut self,
-        label: (&'static str, bool),
-        known: Option<u64>,
-        target_offset: isize,
-        offsets: (u8, u8),
-        kind: u8,
-    ) {
+    #[inline]
+    fn reloc(&mut self, label: Label, known: Option<u64>, target_offset: isize, offsets: (u8, u8), kind: u8) {
         // dynasm's encoding: 0 is a byte, 2 a doubleword, both relative. No emitter here uses another.
         let size = if kind == 0 { 1 } else { 4 };
-        let (name, global) = label;
         let field = self.len - usize::from(offsets.0);
         let base = self.here().wrapping_sub(u64::from(offsets.1)).wrapping_sub(target_offset as u64);
         match known {
-            Some(target) => {
-                self.branches.push(field, target);
-                self.patch(field, size, base, target, name);
-            }
-            None => match self.pending.get_mut(self.pending_len) {
-                Some(slot) => {
-                    *slot = Pending { name, global, field, size, base };
-                    self.pending_len += 1;
+            Some(target) => self.patch(field, size, base, target, label),
+            None => {
+                if self.pending.try_push(Pending { label, field, size, base }).is_err() {
+                    self.fail(EmitError::Label { label: label.name() });
                 }
-                None => self.fail(EmitError::Label { label: name }),
-            },
+            }
         }
     }
 
-    /// Resolves what waited for this label.
-    fn settle(&mut self, name: &'static str, global: bool) {
+    /// Resolves what waited for this label. Returns its address.
+    fn settle(&mut self, label: Label) -> u64 {
         let target = self.here();
         let mut at = 0;
-        while at < self.pending_len {
-            let Pending { name: wanted, global: is_global, field, size, base } = self.pending[at];
-            if wanted == name && is_global == global {
-                self.patch(field, size, base, target, name);
-                self.pending_len -= 1;
-                self.pending[at] = self.pending[self.pending_len];
+        while let Some(&Pending { label: wanted, field, size, base }) = self.pending.get(at) {
+            if wanted == label {
+                self.patch(field, size, base, target, label);
+                self.pending.swap_remove(at);
             } else {
                 at += 1;
             }
         }
+        target
     }
 }
 
@@ -581,6 +437,7 @@ impl CodeSink for SlotSink<'_> {
         self.len
     }
 
+    #[inline(always)]
     fn extend(&mut self, bytes: &[u8]) {
         if let Some(room) = self.buf.get_mut(self.len..self.len + bytes.len()) {
             room.copy_from_slice(bytes);
@@ -589,82 +446,31 @@ impl CodeSink for SlotSink<'_> {
     }
 
     fn local_label(&mut self, name: &'static str) {
-        self.settle(name, false);
-        self.locals.remove(name);
-        if !self.locals.define(name, self.here()) {
+        let here = self.settle(Label::Local(name));
+        self.locals.retain(|label| label.0 != name);
+        if self.locals.try_push((name, here)).is_err() {
             self.fail(EmitError::Label { label: name });
         }
     }
 
-    fn global_label(&mut self, name: &'static str) {
-        self.settle(name, true);
-        if !self.globals.define(name, self.here()) {
-            self.fail(EmitError::Label { label: name });
-        }
+    fn dynamic_label(&mut self, helper: Helper) {
+        self.helpers[helper as usize] = Some(self.settle(Label::Helper(helper)));
     }
 
     fn forward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        self.reloc((name, false), None, target_offset, (field_offset, ref_offset), kind);
+        self.reloc(Label::Local(name), None, target_offset, (field_offset, ref_offset), kind);
     }
 
     fn backward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        match self.locals.get(name) {
-            Some(va) => self.reloc((name, false), Some(va), target_offset, (field_offset, ref_offset), kind),
+        match self.locals.iter().find(|label| label.0 == name).map(|label| label.1) {
+            Some(va) => self.reloc(Label::Local(name), Some(va), target_offset, (field_offset, ref_offset), kind),
             None => self.fail(EmitError::Label { label: name }),
         }
     }
 
-    fn global_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        let known = self.globals.get(name);
-        self.reloc((name, true), known, target_offset, (field_offset, ref_offset), kind);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A stub copied from the template is the one that the emitter makes, at any address, for any form.
-    #[test]
-    fn the_template_is_the_emitter_s_stub() {
-        let (helpers_va, stub_va) = (0x4000_0000, 0x4001_2340);
-        for layout in Layout::ALL {
-            for bits in 0..8 {
-                let options = SlotOptions {
-                    endbr64: bits & 1 != 0,
-                    int3: bits & 2 != 0,
-                    return_thunk: (bits & 4 != 0).then_some(0x3fff_0000),
-                    ..SlotOptions::default()
-                };
-                let helpers = Helpers::emit_with(&mut [0; 512], helpers_va, layout, &options).unwrap();
-                assert!(helpers.template.is_some());
-                for insn in IoInsn::all() {
-                    let (mut copied, mut emitted) = ([0; 256], [0; 256]);
-                    let len = emit_stub_with(&mut copied, stub_va, insn, &helpers, &options).unwrap();
-                    let outside = helpers.labels.with_thunk(&options);
-                    let full = |sink: &mut SlotSink<'_>| checked_stub(sink, insn, &helpers, &options);
-                    let (shape, _, _) = emit_checked(&mut emitted, stub_va, outside, full).unwrap();
-                    assert_eq!((len, copied), (shape.len, emitted), "{layout:?} {insn} {options:?}");
-                }
-            }
-        }
-    }
-
-    /// It refuses what the emitter refuses, in the same words.
-    #[test]
-    fn the_template_s_errors_are_the_emitter_s() {
-        let options = SlotOptions::default();
-        for layout in Layout::ALL {
-            let helpers = Helpers::emit(&mut [0; 512], 1 << 40, layout).unwrap();
-            let insn = IoInsn::in_dx(crate::Width::Byte);
-            for (va, room) in [(1 << 40, 5), (1 << 41, 256), (u64::MAX - 4, 256), (0, 256)] {
-                let mut slot = [0; 256];
-                let copied = emit_stub(&mut slot[..room], va, insn, &helpers);
-                let full = |sink: &mut SlotSink<'_>| checked_stub(sink, insn, &helpers, &options);
-                let emitted = emit_checked(&mut [0; 256][..room], va, helpers.labels, full);
-                assert_eq!(copied, emitted.map(|(shape, _, _)| shape.len), "{layout:?} at {va:#x}");
-                assert!(copied.is_ok() || slot == [0; 256], "{layout:?} at {va:#x}: written to");
-            }
-        }
+    #[inline]
+    fn dynamic_reloc(&mut self, helper: Helper, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
+        let known = self.helpers[helper as usize];
+        self.reloc(Label::Helper(helper), known, target_offset, (field_offset, ref_offset), kind);
     }
 }

@@ -5,9 +5,10 @@
 //! OUT. DF is clear for the access: data goes upwards.
 #![allow(unsafe_code)] // runs string stubs
 
+use crate::events::{self, Attempt, Events};
 use crate::{Direction, Error, Gprs, IoEmulator, IoInsn, PortOperand};
 
-impl IoEmulator {
+impl<E: Events> IoEmulator<E> {
     /// Executes INS or REP INS, the data going to the start of `buffer`. Returns how many bytes came: as many elements as
     /// RCX says (ECX for a 32-bit address size, one without REP).
     ///
@@ -76,6 +77,11 @@ impl IoEmulator {
         if count.checked_mul(width).is_none_or(|len| len > available as u64) {
             return Err(Error::StringOutOfBounds { insn, count, available });
         }
+        let before = *gprs;
+        let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
+        self.permit(&attempt)?;
+        self.events_mut().before(&attempt);
+        let started = events::start::<E>();
         // The slice may be anywhere: always the instruction of 64-bit address size.
         let insn = IoInsn { port: PortOperand::String { rep, addr32: false }, ..insn };
         let mut live = *gprs;
@@ -83,7 +89,7 @@ impl IoEmulator {
         if rep {
             live.rcx = count;
         }
-        // SAFETY: the pointer is to memory for `count` elements.
+        // SAFETY: the access is permitted, and the pointer is to memory for `count` elements.
         let result = unsafe { self.run(insn, &mut live) };
         let done = *pointer(direction, &mut live) - address as u64;
         // With 32-bit addresses the results are zero-extended; where nothing was moved, nothing is written.
@@ -95,6 +101,9 @@ impl IoEmulator {
         if rep {
             gprs.rcx = if done == 0 { left } else { count - done / width };
         }
+        // SAFETY: so many bytes at the address, which the instruction is done with.
+        let data = unsafe { crate::bus::string_buffer(address as u64, done as usize) };
+        events::end(self.events_mut(), &attempt, (gprs, data), started, &result);
         result.map(|()| done as usize)
     }
 }

@@ -7,6 +7,7 @@ pub mod alias;
 pub mod child;
 pub mod host;
 pub mod slots;
+pub mod walk;
 
 use iced_x86::Code;
 use ioemul::{Direction, Gprs, IoInsn, PortOperand, Width};

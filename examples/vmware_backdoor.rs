@@ -1,0 +1,52 @@
+//! VMware's backdoor: a dword IN from port 0x5658 with a magic number in EAX is a call to the hypervisor, with a command
+//! in ECX and answers in EAX, EBX, ECX and EDX.
+//!
+//! Under VMware, or QEMU with `vmport=on`, `--native` asks the real one. VMware itself answers in ring 3 whatever the I/O
+//! permissions say; QEMU wants them.
+//!
+//! ```sh
+//! cargo run --example vmware_backdoor
+//! sudo target/debug/examples/vmware_backdoor --native
+//! ```
+
+mod common;
+
+use ioemul::devices::VmwareBackdoor;
+use ioemul::{Gprs, IoEmulator, IoInsn, SoftwareBus, Width};
+
+const VERSION: u64 = 10;
+const UUID: u64 = 19;
+
+fn main() -> common::Result {
+    let uuid = *b"\x56\x4d\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d";
+    let mut bus = SoftwareBus::new();
+    bus.attach(0x5658..=0x565b, VmwareBackdoor::new().uuid(uuid))?;
+    common::on_bus_or_hardware((0x5658..=0x565b).into(), bus, |emulator| {
+        let version = call(emulator, VERSION)?;
+        if version.rbx as u32 != VmwareBackdoor::MAGIC {
+            println!("\nNobody answers: this is no VMware virtual machine.");
+            return Ok(());
+        }
+        println!("\nversion {}, product {}", version.rax as u32, version.rcx as u32);
+
+        let answer = call(emulator, UUID)?;
+        let words = [answer.rax, answer.rbx, answer.rcx, answer.rdx];
+        print!("\nUUID ");
+        for byte in words.into_iter().flat_map(|word| (word as u32).to_le_bytes()) {
+            print!("{byte:02x}");
+        }
+        println!();
+        Ok(())
+    })
+}
+
+fn call(emulator: &mut IoEmulator, command: u64) -> common::Result<Gprs> {
+    let mut gprs = Gprs {
+        rax: VmwareBackdoor::MAGIC.into(),
+        rcx: command,
+        rdx: VmwareBackdoor::PORT.into(),
+        ..common::recognizable()
+    };
+    common::execute(emulator, IoInsn::in_dx(Width::Dword), &mut gprs)?;
+    Ok(gprs)
+}

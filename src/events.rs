@@ -1,0 +1,191 @@
+//! What an emulator does, told to whoever listens: counters, logs, traces.
+//!
+//! An [`IoEmulator`](crate::IoEmulator) has a listener of type [`NoEvents`] until the builder is given another; its methods
+//! are empty and leave nothing in the compiled code. A listener is a type parameter, not a pointer: what it does not
+//! implement costs nothing either.
+//!
+//! ```text
+//!   execute ──▶ permitted? ──no──▶ denied
+//!                  │ yes
+//!               before ──▶ the access ──▶ after      it was made
+//!                                     ├─▶ faulted    the CPU refused it
+//!                                     └─▶ refused    a device model did
+//! ```
+//!
+//! A device model that panics takes the control flow with it: `before` then has no sequel. Bytes that do not decode are no
+//! access, and no event.
+//!
+//! ```
+//! use ioemul::events::{Attempt, Events, Outcome};
+//! use ioemul::{Gprs, IoEmulator, PortSet, SoftwareBus};
+//!
+//! /// Counts the accesses that were made, and those that were not permitted.
+//! #[derive(Default)]
+//! struct Counters {
+//!     made: u64,
+//!     denied: u64,
+//! }
+//!
+//! impl Events for Counters {
+//!     fn after(&mut self, _: &Attempt<'_>, _: &Outcome<'_>) {
+//!         self.made += 1;
+//!     }
+//!     fn denied(&mut self, _: &Attempt<'_>) {
+//!         self.denied += 1;
+//!     }
+//! }
+//!
+//! let ports = PortSet::from(0x70..=0x71);
+//! let builder = IoEmulator::builder().ports(ports).bus(SoftwareBus::new());
+//! let mut emulator = builder.events(Counters::default()).build()?;
+//! let mut gprs = Gprs::default();
+//! emulator.emulate(&[0xe4, 0x71], &mut gprs)?; // in al, 0x71
+//! emulator.emulate(&[0xe4, 0x72], &mut gprs).unwrap_err();
+//! assert_eq!((emulator.events().made, emulator.events().denied), (1, 1));
+//! # Ok::<(), ioemul::Error>(())
+//! ```
+
+use std::time::{Duration, Instant};
+
+use crate::{DeviceError, Error, Gprs, IoFault, IoInsn};
+
+#[cfg(feature = "tracing")]
+mod log;
+#[cfg(feature = "tracing")]
+pub use log::Tracing;
+
+/// An instruction that an emulator was asked to execute.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Attempt<'a> {
+    /// The instruction.
+    pub insn: IoInsn,
+    /// The first port that it touches.
+    pub port: u16,
+    /// The registers before it, as the caller gave them.
+    pub gprs: &'a Gprs,
+}
+
+/// What came of an [`Attempt`] that was permitted.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Outcome<'a> {
+    /// The registers after it, as the caller gets them.
+    pub gprs: &'a Gprs,
+    /// The bytes that INS or OUTS moved; empty for IN and OUT.
+    pub data: &'a [u8],
+    /// How long the access took, if the listener asked for it ([`Events::TIMED`]).
+    pub duration: Option<Duration>,
+}
+
+/// A listener. Every method does nothing unless implemented.
+#[allow(unused_variables)]
+pub trait Events {
+    /// Whether the clock is read before and after each access. It takes some 20 ns to read it twice.
+    const TIMED: bool = false;
+
+    /// A permitted access is about to be made.
+    #[inline]
+    fn before(&mut self, attempt: &Attempt<'_>) {}
+
+    /// It was made.
+    #[inline]
+    fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {}
+
+    /// The emulator's port set does not permit the access.
+    #[inline]
+    fn denied(&mut self, attempt: &Attempt<'_>) {}
+
+    /// The CPU refused the access. A string instruction may have come part of the way.
+    #[inline]
+    fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {}
+
+    /// A device model refused the access. A string instruction may have come part of the way.
+    #[inline]
+    fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {}
+}
+
+/// Nobody listens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoEvents;
+
+impl Events for NoEvents {}
+
+/// A listener lent to an emulator.
+impl<E: Events + ?Sized> Events for &mut E {
+    const TIMED: bool = E::TIMED;
+
+    fn before(&mut self, attempt: &Attempt<'_>) {
+        (**self).before(attempt);
+    }
+
+    fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
+        (**self).after(attempt, outcome);
+    }
+
+    fn denied(&mut self, attempt: &Attempt<'_>) {
+        (**self).denied(attempt);
+    }
+
+    fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
+        (**self).faulted(attempt, outcome, fault);
+    }
+
+    fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
+        (**self).refused(attempt, outcome, why);
+    }
+}
+
+/// Two listeners.
+impl<A: Events, B: Events> Events for (A, B) {
+    const TIMED: bool = A::TIMED || B::TIMED;
+
+    fn before(&mut self, attempt: &Attempt<'_>) {
+        self.0.before(attempt);
+        self.1.before(attempt);
+    }
+
+    fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
+        self.0.after(attempt, outcome);
+        self.1.after(attempt, outcome);
+    }
+
+    fn denied(&mut self, attempt: &Attempt<'_>) {
+        self.0.denied(attempt);
+        self.1.denied(attempt);
+    }
+
+    fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
+        self.0.faulted(attempt, outcome, fault);
+        self.1.faulted(attempt, outcome, fault);
+    }
+
+    fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
+        self.0.refused(attempt, outcome, why);
+        self.1.refused(attempt, outcome, why);
+    }
+}
+
+/// The clock, for a listener that wants it.
+#[inline]
+pub(crate) fn start<E: Events>() -> Option<Instant> {
+    E::TIMED.then(Instant::now)
+}
+
+/// Tells a listener how an access ended.
+#[inline]
+pub(crate) fn end<E: Events>(
+    events: &mut E,
+    attempt: &Attempt<'_>,
+    (gprs, data): (&Gprs, &[u8]),
+    started: Option<Instant>,
+    result: &Result<(), Error>,
+) {
+    let outcome = Outcome { gprs, data, duration: started.map(|started| started.elapsed()) };
+    match result {
+        Ok(()) => events.after(attempt, &outcome),
+        Err(Error::Fault(fault)) => events.faulted(attempt, &outcome, fault),
+        Err(Error::Device { source, .. }) => events.refused(attempt, &outcome, source),
+        Err(_) => {} // decided before the access, and told then
+    }
+}

@@ -1,0 +1,236 @@
+//! Trace files: what is written is read back, and whatever is not a trace is refused by its line.
+#![cfg(feature = "trace")]
+
+use std::io;
+
+use ioemul::devices::Latch;
+use ioemul::trace::{Record, RecordedError, Trace, TraceError, TraceProblem, TraceWriter};
+use ioemul::{Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, Width};
+use proptest::prelude::*;
+
+const FILE: &str = r#"{"ioemul-trace":1}
+{"insn":"out dx, al","before":{"rax":"0x85","rdx":"0xcd4"},"after":{"rflags":"0x246"}}
+{"insn":"in al, dx","before":{"rax":"0x85","rdx":"0xcd4"},"after":{"rax":"0x5","rflags":"0x246"}}
+{"insn":"out 0x80, al","before":{},"fault":{"vector":13,"error_code":0,"address":"0x0"}}
+{"insn":"rep insb","before":{"rcx":"0x2","rdx":"0x1f0"},"after":{"rcx":"0x0","rdi":"0x2"},"data":"a55a"}
+{"insn":"in eax, 0x70","before":{},"refused":"says \"no\""}
+{"records":5}
+"#;
+
+fn read(file: &str) -> Result<Trace, TraceError> {
+    Trace::read(file.as_bytes())
+}
+
+fn written(trace: &Trace) -> String {
+    let mut file = Vec::new();
+    trace.write(&mut file).unwrap();
+    String::from_utf8(file).unwrap()
+}
+
+/// The documented file, with a line replaced.
+fn with_line(number: usize, line: &str) -> String {
+    let lines: Vec<_> = FILE.lines().enumerate().map(|(i, old)| if i + 1 == number { line } else { old }).collect();
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn the_documented_file() {
+    let trace = read(FILE).unwrap();
+    assert_eq!(written(&trace), FILE);
+    let [call, poll, fault, string, refused] = trace.records() else { panic!("five records") };
+    assert_eq!((call.insn, call.port()), (IoInsn::out_dx(Width::Byte), 0xcd4));
+    assert_eq!(poll.after, Gprs { rax: 5, rflags: 0x246, ..poll.before });
+    assert!(matches!(fault.error, Some(RecordedError::Fault(fault)) if fault.vector == 13));
+    assert_eq!((string.after.rcx, string.after.rdi, &string.data[..]), (0, 2, &[0xa5, 0x5a][..]));
+    assert_eq!(refused.error, Some(RecordedError::Refused("says \"no\"".into())));
+}
+
+#[test]
+fn every_way_of_cutting_it_off_is_an_error_of_its_last_line() {
+    for end in 0..FILE.len() {
+        let error = read(&FILE[..end]).unwrap_err();
+        assert_eq!(error.line, FILE[..end].matches('\n').count() + 1, "{end}");
+        assert!(matches!(error.problem, TraceProblem::CutOff), "{end}: {error}");
+    }
+}
+
+#[test]
+fn a_line_missing_or_twice_is_noticed() {
+    let lines: Vec<_> = FILE.split_inclusive('\n').collect();
+    for gone in 0..lines.len() {
+        let file: String = lines.iter().enumerate().filter(|(i, _)| *i != gone).map(|(_, line)| *line).collect();
+        read(&file).unwrap_err();
+        let file: String =
+            lines.iter().enumerate().flat_map(|(i, line)| [*line].repeat(1 + usize::from(i == gone))).collect();
+        read(&file).unwrap_err();
+    }
+}
+
+#[test]
+fn messages_name_the_line_and_what_is_wrong() {
+    let cases = [
+        (String::new(), "trace, line 1: the file is cut off: a trace ends with a line such as {\"records\":7}"),
+        ("#!/bin/sh\n".into(), "trace, line 1: not a trace: a trace begins with {\"ioemul-trace\":1}"),
+        (
+            with_line(1, r#"{"ioemul-trace":2}"#),
+            "trace, line 1: the format has version 2, and this program reads version 1",
+        ),
+        (
+            with_line(2, r#"{"insn":"mov eax, 1","before":{}}"#),
+            "trace, line 2: `mov eax, 1`: not a port-I/O instruction as in `in al, dx`, `out 0x80, eax` or `rep insb`",
+        ),
+        (with_line(3, r#"{"insn":"in al, dx","before":{"#), "trace, line 3: column 30: EOF while parsing an object"),
+        (with_line(3, r#"{"insn":"in al, dx"}"#), "trace, line 3: column 20: missing field `before`"),
+        (
+            with_line(3, r#"{"insn":"in al, dx","before":{"rsp":"0x1"}}"#),
+            "trace, line 3: column 42: no register is called `rsp`",
+        ),
+        (
+            with_line(3, r#"{"insn":"in al, dx","before":{"rax":"0x1","rax":"0x2"}}"#),
+            "trace, line 3: column 54: register `rax` twice",
+        ),
+        (
+            with_line(3, r#"{"insn":"in al, dx","before":{"rax":"10"}}"#),
+            "trace, line 3: column 41: `10` is not a 64-bit number such as 0x1f",
+        ),
+        (
+            with_line(3, r#"{"insn":"in al, dx","before":{"rax":1}}"#),
+            "trace, line 3: column 37: invalid type: integer `1`, expected a string",
+        ),
+        (
+            with_line(3, r#"{"insn":"in al, dx","before":{},"comment":"x"}"#),
+            "trace, line 3: column 41: unknown field `comment`, expected one of `insn`, `before`, `after`, `data`, `fault`, \
+             `refused`",
+        ),
+        (
+            with_line(5, r#"{"insn":"rep insb","before":{"rcx":"0x3"},"data":"a55a"}"#),
+            "trace, line 5: `rep insb` asks for 3 bytes, and `data` holds 2",
+        ),
+        (
+            with_line(5, r#"{"insn":"in al, dx","before":{},"data":"a5"}"#),
+            "trace, line 5: `in al, dx` asks for 0 bytes, and `data` holds 1",
+        ),
+        (
+            with_line(5, r#"{"insn":"insb","before":{},"data":"a"}"#),
+            "trace, line 5: `data` is not a list of bytes, two hexadecimal digits each",
+        ),
+        (
+            with_line(
+                5,
+                r#"{"insn":"in al, dx","before":{},"refused":"","fault":{"vector":13,"error_code":0,"address":"0x0"}}"#,
+            ),
+            "trace, line 5: a record has `fault` or `refused`, not both",
+        ),
+        (with_line(7, r#"{"records":6}"#), "trace, line 7: the last line states 6 records, and there are 5"),
+        (format!("{FILE}\n"), "trace, line 8: there is more after the line that ends the trace"),
+    ];
+    for (file, message) in cases {
+        assert_eq!(read(&file).unwrap_err().to_string(), message);
+    }
+    let not_text = Trace::read(&b"{\"ioemul-trace\":1}\n\xff\n"[..]).unwrap_err().to_string();
+    assert_eq!(not_text, "trace, line 2: column 1: expected value");
+}
+
+/// A file on a disk that fills up.
+struct Disk {
+    room: usize,
+}
+
+impl io::Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.room = self.room.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn emulator(disk: Disk) -> IoEmulator<TraceWriter<Disk>> {
+    let mut bus = SoftwareBus::new();
+    bus.attach(0xe0..=0xe3, Latch::new(0xe0)).unwrap();
+    let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
+    builder.events(TraceWriter::new(disk).unwrap()).build().unwrap()
+}
+
+#[test]
+fn a_full_disk_ends_the_recording_and_not_the_emulator() {
+    let mut emulator = emulator(Disk { room: 200 });
+    for _ in 0..10 {
+        emulator.execute(IoInsn::in_imm8(Width::Byte, 0xe0), &mut Gprs::default()).unwrap();
+    }
+    let recorder = emulator.into_events();
+    assert_eq!(recorder.records(), 2);
+    assert_eq!(recorder.error().unwrap().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(recorder.finish().map(drop).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert!(TraceWriter::new(Disk { room: 3 }).is_err());
+}
+
+#[test]
+fn a_writer_and_a_trace_write_the_same() {
+    let steps = |emulator: &mut dyn FnMut(IoInsn, &mut Gprs)| {
+        let mut gprs = Gprs { rax: 0x1234_5678, ..Gprs::default() };
+        emulator(IoInsn::out_imm8(Width::Dword, 0xe0), &mut gprs);
+        emulator(IoInsn::in_imm8(Width::Word, 0xe1), &mut gprs);
+    };
+    let builder = || {
+        let mut bus = SoftwareBus::new();
+        bus.attach(0xe0..=0xe3, Latch::new(0xe0)).unwrap();
+        IoEmulator::builder().ports(PortSet::all()).bus(bus)
+    };
+    // Both listen to one emulator.
+    let mut both = builder().events((Trace::new(), TraceWriter::new(Vec::new()).unwrap())).build().unwrap();
+    steps(&mut |insn, gprs| both.execute(insn, gprs).unwrap());
+    let (trace, writer) = both.into_events();
+    assert_eq!(String::from_utf8(writer.finish().unwrap()).unwrap(), written(&trace));
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    let gprs = || {
+        let word = prop_oneof![Just(0), any::<u64>()];
+        prop::array::uniform16(word).prop_map(Gprs::from_words)
+    };
+    let insn = (0..IoInsn::COUNT + IoInsn::STRING_COUNT)
+        .prop_map(|index| IoInsn::all().chain(IoInsn::strings()).nth(index).unwrap());
+    let refused = prop::option::of(any::<String>().prop_map(RecordedError::Refused));
+    (insn, gprs(), gprs(), 0..20_u64, refused).prop_map(|(insn, mut before, after, count, error)| {
+        let mut data = Vec::new();
+        if let ioemul::PortOperand::String { rep, .. } = insn.port {
+            before.rcx = count;
+            let elements = if rep { count as usize } else { 1 };
+            data = (0..elements * usize::from(insn.width.bytes())).map(|i| i as u8).collect();
+            if error.is_some() {
+                data.truncate(data.len() / 2);
+            }
+        }
+        Record { insn, before, after, data, error }
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(records in prop::collection::vec(any_record(), 0..8)) {
+        let trace = Trace::from_iter(records);
+        let file = written(&trace);
+        prop_assert_eq!(file.lines().count(), trace.records().len() + 2);
+        prop_assert_eq!(Trace::read(file.as_bytes()).unwrap(), trace);
+    }
+
+    /// A flipped bit gives another trace or an error, and never anything else.
+    #[test]
+    fn a_corrupted_file_does_no_harm(position in 0..FILE.len(), bit in 0..8) {
+        let mut file = FILE.as_bytes().to_vec();
+        file[position] ^= 1u8 << bit;
+        if let Err(error) = Trace::read(&file[..]) {
+            prop_assert!((1..=8).contains(&error.line));
+        }
+    }
+
+    #[test]
+    fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(Trace::read(&bytes[..]).is_err());
+        let file = [FILE.lines().next().unwrap().as_bytes(), b"\n", &bytes].concat();
+        prop_assert!(Trace::read(&file[..]).is_err());
+    }
+}
