@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use dynasmrt::mmap::ExecutableBuffer;
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm, x64};
+use dynasmrt::{DynasmLabelApi, dynasm, x64};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, r12, r13, r14, r15, rbp, rbx, rdi};
 use ioemul::{CodeTable, Helpers, IoInsn, Layout, QuirkTable, SlotOptions, StubTable, Width, emit_stub};
