@@ -18,7 +18,8 @@ use arrayvec::ArrayVec;
 
 use crate::arena::{Arena, Fixup, QuirkStub};
 use crate::helpers::{Returns, emit_helpers};
-use crate::layout::{Backend, StubShape, StubStyle, emit_stub as emit};
+use crate::layout::{Backend, StubStyle};
+use crate::stub::{StubShape, emit_stub as emit};
 use crate::{CodeSink, Gprs, Helper, IoInsn, Layout, Quirk, Ring};
 
 /// What a hardened host wants of the code, and the quirk to apply.
@@ -385,18 +386,19 @@ impl<'a> SlotSink<'a> {
     #[inline]
     fn patch(&mut self, field: usize, size: usize, base: u64, target: u64, label: Label) {
         let displacement = target.wrapping_sub(base) as i64;
-        let fits = match size {
-            1 => i8::try_from(displacement).is_ok(),
-            _ => i32::try_from(displacement).is_ok(),
-        };
-        if !fits {
-            return self.fail(match label {
-                Label::Local(label) => EmitError::Label { label },
-                Label::Helper(_) => EmitError::HelperOutOfRange { displacement },
-            });
+        let (short, near) = (i8::try_from(displacement), i32::try_from(displacement));
+        match (size, short, near, label) {
+            (1, Ok(short), ..) => self.write(field, short.to_le_bytes()),
+            (2.., _, Ok(near), _) => self.write(field, near.to_le_bytes()),
+            (.., Label::Local(label)) => self.fail(EmitError::Label { label }),
+            (.., Label::Helper(_)) => self.fail(EmitError::HelperOutOfRange { displacement }),
         }
-        if let Some(bytes) = self.buf.get_mut(field..field + size) {
-            bytes.copy_from_slice(&displacement.to_le_bytes()[..size]);
+    }
+
+    #[inline]
+    fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
+        if let Some(room) = self.buf.get_mut(at..at + N) {
+            room.copy_from_slice(&bytes);
         }
     }
 
