@@ -9,7 +9,8 @@
 //! multiplication.
 
 use crate::helpers::emit_helpers;
-use crate::layout::{StubShape, StubStyle, emit_stub};
+use crate::layout::StubStyle;
+use crate::stub::{StubShape, emit_stub};
 use crate::{CodeSink, Gprs, IoInsn, Layout, Quirk};
 
 /// Stubs start on this boundary: a fetch block of the front end.
@@ -95,7 +96,7 @@ impl Arena {
         let helper_epilogue = emit_helpers(ops, style.layout, style.returns).map(|at| at - origin);
         #[cfg(feature = "std")]
         if style.backend == crate::layout::Backend::Bus {
-            crate::bus::emit_bridge(ops);
+            crate::bridge::emit_bridge(ops);
         }
         pad(ops, origin);
         let plain = Group::emit(ops, origin, style, IoInsn::all());

@@ -5,7 +5,7 @@
 //! writes to them really is loaded again.
 //!
 //! ```text
-//!  stub                          bridge (helpers.rs)             here
+//!  stub                          bridge (bridge.rs)              here
 //!  ────────────────────          ────────────────────────        ─────────────────────────────
 //!  load guest registers
 //!  push description      ──▶     registers → memory       ──▶    access(): bus, device, merge
@@ -22,10 +22,9 @@ use core::ops::RangeInclusive;
 use core::ptr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use dynasm::dynasm;
-
+use crate::bridge;
 use crate::fault::StubResult;
-use crate::{CodeSink, Direction, Error, Gprs, Helper, IoFault, IoInsn, PortOperand, Stub, Width, helpers};
+use crate::{Direction, Error, Gprs, IoFault, IoInsn, PortOperand, Stub, Width};
 
 /// One access to a port, as a device sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -340,6 +339,9 @@ struct BusFrame<'b> {
     failure: Option<Failure>,
 }
 
+// Where the bridge looks for it.
+const _: () = assert!(offset_of!(BusFrame<'_>, access) == 0);
+
 enum Failure {
     Error(Error),
     Panic(Box<dyn Any + Send>),
@@ -414,7 +416,7 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description
     let (frame, gprs) = unsafe { (&mut *frame, &mut *gprs) };
     if frame.failure.is_none() {
         let BusFrame { bus, failure, .. } = frame;
-        let insn = describe::decode(description);
+        let insn = bridge::decode(description);
         match catch_unwind(AssertUnwindSafe(|| match insn.is_string() {
             false => bus.access(insn, gprs),
             true => bus.access_string(insn, gprs),
@@ -423,76 +425,6 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description
             Ok(Err(error)) => *failure = Some(Failure::Error(error)),
             Err(panic) => *failure = Some(Failure::Panic(panic)),
         }
-    }
-}
-
-/// Emits the first half of what stands for an I/O instruction in a stub of a bus table: a push. The register file's
-/// address is `depth` bytes up the stack.
-pub(crate) fn emit_description<S: CodeSink + ?Sized>(ops: &mut S, insn: IoInsn, depth: u8) {
-    let description = describe::encode(insn, depth);
-    dynasm!(ops ; .arch x64 ; push DWORD description);
-}
-
-/// Emits the second half, which pops what the first one pushed. Both leave the flags alone.
-pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
-    dynasm!(ops ; .arch x64
-        ; call =>Helper::BusAccess
-        ; lea rsp, [BYTE rsp + 8]
-    );
-}
-
-/// Emits the bridge between [`emit_call`] and [`access`].
-pub(crate) fn emit_bridge<S: CodeSink>(ops: &mut S) {
-    helpers::emit_bus_access(ops, offset_of!(BusFrame<'_>, access) as i32, describe::DEPTH_BYTE);
-}
-
-/// The description of an access that a stub pushes, 32 bits: the instruction, and how far up the stack the register
-/// file's address is.
-mod describe {
-    use super::{Direction, IoInsn, PortOperand, Width};
-
-    /// Which byte of the description holds the depth.
-    pub const DEPTH_BYTE: i8 = 2;
-    const DX: u32 = 1 << 8;
-    const OUT: u32 = 1 << 9;
-    const WORD: u32 = 1 << 10;
-    const DWORD: u32 = 1 << 11;
-    const STRING: u32 = 1 << 12;
-    const REP: u32 = 1 << 13;
-    const ADDR32: u32 = 1 << 14;
-
-    pub const fn encode(insn: IoInsn, depth: u8) -> i32 {
-        let port = match insn.port {
-            PortOperand::Imm8(port) => port as u32,
-            PortOperand::Dx => DX,
-            PortOperand::String { rep, addr32 } => STRING | if rep { REP } else { 0 } | if addr32 { ADDR32 } else { 0 },
-        };
-        let direction = match insn.direction {
-            Direction::In => 0,
-            Direction::Out => OUT,
-        };
-        let width = match insn.width {
-            Width::Byte => 0,
-            Width::Word => WORD,
-            Width::Dword => DWORD,
-        };
-        (port | direction | width | (depth as u32) << 16) as i32
-    }
-
-    #[inline]
-    pub const fn decode(description: u32) -> IoInsn {
-        let direction = if description & OUT != 0 { Direction::Out } else { Direction::In };
-        let width = match description & (WORD | DWORD) {
-            0 => Width::Byte,
-            WORD => Width::Word,
-            _ => Width::Dword,
-        };
-        let port = match description & (DX | STRING) {
-            0 => PortOperand::Imm8(description as u8),
-            DX => PortOperand::Dx,
-            _ => PortOperand::String { rep: description & REP != 0, addr32: description & ADDR32 != 0 },
-        };
-        IoInsn { direction, width, port }
     }
 }
 

@@ -40,7 +40,7 @@ const R12: i8 = offset_of!(Gprs, r12) as i8;
 const R13: i8 = offset_of!(Gprs, r13) as i8;
 const R14: i8 = offset_of!(Gprs, r14) as i8;
 const R15: i8 = offset_of!(Gprs, r15) as i8;
-const RFLAGS: i8 = offset_of!(Gprs, rflags) as i8;
+pub(crate) const RFLAGS: i8 = offset_of!(Gprs, rflags) as i8;
 const _: () = assert!(offset_of!(Gprs, rax) == 0 && offset_of!(Gprs, rflags) == 120);
 
 /// How a `ret` is written, for hosts that harden their indirect branches.
@@ -78,7 +78,7 @@ pub(crate) fn emit_loads<S: CodeSink + ?Sized>(ops: &mut S) {
 }
 
 /// The loads alone; they leave the flags as they are.
-fn emit_register_loads<S: CodeSink + ?Sized>(ops: &mut S) {
+pub(crate) fn emit_register_loads<S: CodeSink + ?Sized>(ops: &mut S) {
     dynasm!(ops ; .arch x64
         ; mov rax, [rdi]
         ; mov rbx, [BYTE rdi + RBX]
@@ -100,7 +100,7 @@ fn emit_register_loads<S: CodeSink + ?Sized>(ops: &mut S) {
 
 /// Guest to host: every register and the flags into the register file that RDI points to, in the order of their
 /// addresses. The guest's RDI is on the stack and is popped; the host keeps RDI and RSP, all else is free afterwards.
-fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
+pub(crate) fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
     dynasm!(ops ; .arch x64
         ; mov [rdi], rax
         ; mov [BYTE rdi + RBX], rbx
@@ -202,53 +202,4 @@ fn emit_leave<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) -> usize {
     let epilogue = ops.offset();
     emit_epilogue(ops, returns);
     epilogue
-}
-
-/// The bridge from a stub to a device model in place of the hardware (see `bus.rs` for the frame).
-///
-/// The stub pushed a description of the access and called; guest registers are live, the flags included. They go to the
-/// register file, the device model runs as an ordinary function on an aligned stack and works on that file, and what
-/// it left there is live when the stub goes on, status flags included (by SAHF: POPFQ would cost more than the rest).
-///
-/// ```text
-///   BusFrame pointer      where the prologue pushed R12
-///   R13, R14, R15
-///   Gprs pointer          ← RSP at the I/O, in the layouts that keep no other word there
-///   …                     the payload's own pushes and the layout's: `depth` bytes, from the description
-///   description           pushed by the stub
-///   return address        at the instruction behind the call
-/// ```
-#[cfg(feature = "std")]
-pub(crate) fn emit_bus_access<S: CodeSink + ?Sized>(ops: &mut S, callback: i32, depth_byte: i8) {
-    dynasm!(ops ; .arch x64
-        ; =>Helper::BusAccess
-        ; pushfq
-        ; push rdi
-        ; movzx edi, BYTE [BYTE rsp + 24 + depth_byte]
-        ; mov rdi, [BYTE rsp + rdi + 32]
-    );
-    emit_register_stores(ops);
-    dynasm!(ops ; .arch x64
-        ; pop rax // the flags
-        ; mov [BYTE rdi + RFLAGS], rax
-        ; mov edx, [BYTE rsp + 8] // the description
-        ; movzx ecx, BYTE [BYTE rsp + 8 + depth_byte]
-        ; mov rsi, rdi
-        ; mov rdi, [BYTE rsp + rcx + 16 + 32] // the frame
-        ; mov rbx, rsi
-        ; mov rbp, rsp
-        ; and rsp, BYTE -16
-        ; call QWORD [rdi + callback]
-        ; mov rsp, rbp
-        ; mov rdi, rbx
-        ; mov rax, [BYTE rdi + RFLAGS]
-        ; mov ecx, eax
-        ; shr ecx, BYTE 11
-        ; and ecx, BYTE 1
-        ; add cl, BYTE 0x7f // overflows exactly when OF was set
-        ; mov ah, al // SF, ZF, AF, PF and CF, where SAHF wants them
-        ; sahf
-    );
-    emit_register_loads(ops);
-    dynasm!(ops ; .arch x64 ; ret);
 }

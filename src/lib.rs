@@ -54,7 +54,10 @@ mod payload;
 mod quirk_table;
 mod sink;
 mod slot;
+mod stub;
 // The same in a process: built once, run safely.
+#[cfg(feature = "std")]
+mod bridge;
 #[cfg(feature = "std")]
 mod bus;
 #[cfg(feature = "std")]

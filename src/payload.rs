@@ -96,9 +96,9 @@ pub(crate) fn emit_access<S: CodeSink + ?Sized>(
         #[cfg(feature = "std")]
         Backend::Bus => {
             let depth = style.layout.depth_at_io() + stack.depth_at(ops.offset() - start);
-            crate::bus::emit_description(ops, insn, depth);
+            crate::bridge::emit_description(ops, insn, depth);
             stack.change(ops.offset() - start, 8);
-            crate::bus::emit_call(ops);
+            crate::bridge::emit_call(ops);
             stack.change(ops.offset() - start, -8);
         }
     }

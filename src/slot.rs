@@ -18,7 +18,8 @@ use arrayvec::ArrayVec;
 
 use crate::arena::{Arena, Fixup, QuirkStub};
 use crate::helpers::{Returns, emit_helpers};
-use crate::layout::{Backend, StubShape, StubStyle, emit_stub as emit};
+use crate::layout::{Backend, StubStyle};
+use crate::stub::{StubShape, emit_stub as emit};
 use crate::{CodeSink, Gprs, Helper, IoInsn, Layout, Quirk, Ring};
 
 /// What a hardened host wants of the code, and the quirk to apply.

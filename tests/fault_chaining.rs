@@ -101,6 +101,15 @@ extern "C" fn recover_or_exit(_: c_int, info: *mut libc::siginfo_t, context: *mu
     }
 }
 
+/// Runs a stub on the page at 0.
+fn run_with_null(entry: *const u8) {
+    // SAFETY: none: the loads fault, and the process ends here.
+    unsafe {
+        let entry: extern "sysv64" fn(*mut Gprs) -> u64 = mem::transmute(entry);
+        entry(ptr::null_mut());
+    }
+}
+
 #[inline(never)]
 fn recurse(depth: u64) -> u64 {
     let depth = std::hint::black_box(depth);
@@ -121,12 +130,31 @@ fn scenario() {
             // SAFETY: none: the process has no privilege for the port, and ends here.
             unsafe { std::arch::asm!("out 0x80, al", in("al") 0_u8) };
         }
-        "stray register file" => {
+        "stray register file, read in a helper" => {
             let table = table();
-            // SAFETY: none: the load helper reads the page at 0, and the process ends here.
+            run_with_null(table.stub(OUT).as_ptr());
+        }
+        "stray register file, read in the stub" => {
+            let table = StubTable::new(Layout::Inline).unwrap();
+            assert!(refused(&table));
+            run_with_null(table.stub(OUT).as_ptr());
+        }
+        "a table that is gone" => {
+            let table = table();
+            let entry = table.stub(OUT).as_ptr();
+            let (at, code) = (table.code().as_ptr(), table.code().to_vec());
+            drop(table);
+            // The same bytes at the same address, but no table's.
+            // SAFETY: asks for memory where there is none, and fills it.
             unsafe {
-                let entry: extern "sysv64" fn(*mut Gprs) -> u64 = mem::transmute(table.stub(OUT).as_ptr());
-                entry(ptr::null_mut());
+                let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+                let flags = flags | libc::MAP_FIXED_NOREPLACE;
+                let memory = libc::mmap(at.cast_mut().cast(), code.len(), protection, flags, -1, 0);
+                assert_eq!(memory.cast_const().cast(), at);
+                memory.cast::<u8>().copy_from(code.as_ptr(), code.len());
+                assert_eq!(libc::mprotect(memory, code.len(), libc::PROT_READ | libc::PROT_EXEC), 0);
+                let entry: extern "sysv64" fn(*mut Gprs) -> u64 = mem::transmute(entry);
+                entry(&mut Gprs::default());
             }
         }
         "signal" => {
@@ -240,7 +268,9 @@ fn exits_with(code: c_int, scenario: &str) {
 fn a_foreign_fault_ends_the_process() {
     killed_by(libc::SIGSEGV, "stray read");
     killed_by(libc::SIGSEGV, "stray access to a port");
-    killed_by(libc::SIGSEGV, "stray register file");
+    killed_by(libc::SIGSEGV, "stray register file, read in a helper");
+    killed_by(libc::SIGSEGV, "stray register file, read in the stub");
+    killed_by(libc::SIGSEGV, "a table that is gone");
 }
 
 #[test]
