@@ -178,10 +178,10 @@ pub fn emit_stub_with(
     helpers: &Helpers,
     options: &SlotOptions,
 ) -> Result<usize, EmitError> {
-    let (shape, _) = emit_checked(slot, va, with_thunk(helpers.targets, options), |sink| {
-        checked_stub(sink, insn, helpers, options)
+    let ((), len) = emit_checked(slot, va, with_thunk(helpers.targets, options), |sink| {
+        checked_stub(sink, insn, helpers, options).map(|_| ())
     })?;
-    Ok(shape.len)
+    Ok(len)
 }
 
 /// Where a fault at `rip` resumes, for a stub that [`emit_stub_with`] emitted with these arguments. `None`: `rip` is not

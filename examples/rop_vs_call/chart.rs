@@ -61,8 +61,8 @@ pub fn draw(measured: &Measured, file: &Path) -> Result<(), Box<dyn Error>> {
         .label_font(("sans-serif", 14))
         .draw()?;
     let marks = [
-        (measured.level_at.map(|knee| knee.at), 0.93, "Rop levels off"),
-        (measured.return_stack, 0.31, "return stack full"),
+        (measured.level_at.map(|knee| knee.at), 0.96, "Rop levels off"),
+        (measured.return_stack, 0.36, "return stack full"),
     ];
     for (frames, height, text) in marks {
         let Some(frames) = frames else { continue };
@@ -71,7 +71,13 @@ pub fn draw(measured: &Measured, file: &Path) -> Result<(), Box<dyn Error>> {
         let font = ("sans-serif", 14).into_font().color(&grey);
         chart.draw_series([Text::new(format!("{text}: {frames:.0}"), (frames + 0.3, top), font)])?;
     }
-    let note = format!("{}. Lines: medians; bands: quartiles; no-op in place of the I/O.", measured.machine.cpu);
+    let machine = &measured.machine;
+    let note = format!(
+        "{}; TSC at {:.2} GHz, core at {:.2} GHz. Lines: medians; bands: quartiles.",
+        machine.cpu,
+        machine.ticks_per_ns,
+        machine.ticks_per_ns / machine.clock.median,
+    );
     root.draw(&Text::new(note, (80, 572), ("sans-serif", 12).into_font().color(&BLACK.mix(0.6))))?;
     root.present()?;
     Ok(())

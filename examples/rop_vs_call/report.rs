@@ -61,9 +61,10 @@ pub fn print(measured: &Measured) {
         Some(knee) if knee.before > 2.0 * knee.behind.abs() => {
             let level = measured.excess[DEEPEST].median;
             println!(
-                "Rop's excess grows by {:.1} cycles a frame, the price of a mispredicted return, and levels off at about {:.0} \
-                 frames and {level:.0} cycles: the price of {:.0}.",
+                "Rop's excess grows by {:.1} cycles a frame ({:.0} of the core's own), the price of a mispredicted return, and \
+                 levels off at about {:.0} frames and {level:.0} cycles: the price of {:.0}.",
                 knee.before,
+                knee.before / machine.clock.median,
                 knee.at,
                 level / knee.before,
             );
