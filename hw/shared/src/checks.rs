@@ -76,7 +76,7 @@ pub struct Example {
 /// The examples that run in the guest.
 pub const EXAMPLES: [Example; 4] = [
     Example { name: "in_out_byte", arguments: &[], accesses: 4, shown: false },
-    Example { name: "vmware_backdoor", arguments: &[], accesses: 2, shown: true },
+    Example { name: "vmware_backdoor", arguments: &[], accesses: 4, shown: true },
     Example { name: "smm_mailbox", arguments: &["0x5a"], accesses: 1, shown: false },
     Example { name: "quirk_proliant", arguments: &[], accesses: 1, shown: false },
 ];
