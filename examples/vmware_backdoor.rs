@@ -16,11 +16,13 @@ use ioemul::{Gprs, IoEmulator, IoInsn, SoftwareBus, Width};
 
 const VERSION: u64 = 10;
 const UUID: u64 = 19;
+const MEMORY_SIZE: u64 = 20;
+const VCPU_INFO: u64 = 68;
 
 fn main() -> common::Result {
     let uuid = *b"\x56\x4d\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d";
     let mut bus = SoftwareBus::new();
-    bus.attach(0x5658..=0x565b, VmwareBackdoor::new().uuid(uuid))?;
+    bus.attach(0x5658..=0x565b, VmwareBackdoor::new().uuid(uuid).memory_mib(4096).vcpu_info(1 << 3))?;
     common::on_bus_or_hardware((0x5658..=0x565b).into(), bus, |emulator| {
         let version = call(emulator, VERSION)?;
         if version.rbx as u32 != VmwareBackdoor::MAGIC {
@@ -36,6 +38,13 @@ fn main() -> common::Result {
             print!("{byte:02x}");
         }
         println!();
+
+        let memory = call(emulator, MEMORY_SIZE)?.rax as u32;
+        println!("\nmemory size {memory} (MiB under VMware, bytes under QEMU)");
+
+        let flags = call(emulator, VCPU_INFO)?.rax as u32;
+        let verdict = if flags >> 31 == 0 { "known" } else { "not known" };
+        println!("\nvCPU information {verdict}, flags {flags:#x}");
         Ok(())
     })
 }

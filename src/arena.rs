@@ -75,7 +75,8 @@ pub(crate) struct QuirkStub {
 ///
 /// Control goes on at the stub's own epilogue, with the register file in memory as it was given: set RIP to `resume`, add
 /// `rsp_adjust` to RSP, and RAX to anything that the caller can tell from the 0 which a stub returns otherwise. No frame
-/// is popped by hand and a shadow stack stays in step.
+/// is popped by hand and a shadow stack stays in step. (After a fault in INS or OUTS the CPU's RCX, RSI and RDI say how far
+/// it got, and DF is clear whatever the caller's was.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fixup {
     /// The address to go on at.
@@ -119,10 +120,11 @@ impl Arena {
         }
     }
 
-    /// Whether the instruction `offset` bytes into the table is in the stub of INS or OUTS.
+    /// If the instruction `offset` bytes into the table is in the I/O of INS or OUTS: how many bytes that has pushed there.
     #[cfg(feature = "std")]
-    pub fn is_string(&self, offset: usize) -> bool {
-        self.strings.holding(offset).is_some()
+    pub fn string_depth(&self, offset: usize) -> Option<u8> {
+        let (at, shape) = self.strings.holding(offset)?;
+        Some(shape.stack.depth_at((offset - at).checked_sub(shape.io.0)?))
     }
 
     /// Where a fault at the instruction `offset` bytes into the table resumes (an offset again), and by how much RSP is

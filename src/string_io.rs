@@ -29,7 +29,8 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// - [`Error::StringForm`], [`Error::StringOutOfBounds`], [`Error::PortDenied`]: nothing has happened.
     /// - [`Error::Fault`], [`Error::Device`]: RCX and RDI say how far the instruction got (as much is in `buffer`); the other
-    ///   registers are as they were.
+    ///   registers are as they were. After a page fault the device may have been read once more than they say: a CPU may
+    ///   read the port before it finds that it cannot write the memory (SDM vol. 2, INS).
     ///
     /// # Panics
     ///

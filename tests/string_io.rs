@@ -247,29 +247,52 @@ fn without_privilege_nothing_moves() {
     }
 }
 
+const DF: u64 = 1 << 10;
+
+/// Calls a stub with the caller's DF set or clear; returns RAX, and the flags that it comes back with.
+fn call_with_df(stub: *const u8, gprs: &mut Gprs, direction: u64) -> (u64, u64) {
+    let (result, flags): (u64, u64);
+    // SAFETY: the stub is a function of this signature, whose access does no harm; DF is cleared again.
+    unsafe {
+        std::arch::asm!(
+            "test {set}, {set}", "jz 2f", "std", "2:", "call {stub}", "pushfq", "pop rdi", "cld",
+            set = in(reg) direction, stub = in(reg) stub, lateout("rax") result,
+            inout("rdi") &raw mut *gprs => flags, clobber_abi("sysv64"),
+        )
+    };
+    (result, flags)
+}
+
 /// A caller that has DF set, against the psABI, has it set afterwards; the instruction runs with DF clear (the CLD is in
 /// the stub, between the two PUSHFQ).
 #[test]
 fn the_direction_flag_is_the_callers() {
-    const DF: u64 = 1 << 10;
     for layout in Layout::ALL {
         let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         for insn in IoInsn::strings() {
             let stub = table.stub(insn);
             let io = [0x9c, 0xfc, 0x0f, 0x1f, 0x40, 0x00, 0x9c]; // pushfq; cld; nop; pushfq
             assert!(stub.code().windows(io.len()).any(|window| window == io), "{:02x?}", stub.code());
-            for (set, direction) in [(0_u64, 0), (1, DF)] {
+            for direction in [0, DF] {
                 let mut gprs = registers(1);
-                let after: u64;
-                // SAFETY: the stub is a function of this signature that runs no I/O; DF is cleared again.
-                unsafe {
-                    std::arch::asm!(
-                        "test {set}, {set}", "jz 2f", "std", "2:", "call {stub}", "pushfq", "pop rax", "cld",
-                        set = in(reg) set, stub = in(reg) stub.as_ptr(), lateout("rax") after,
-                        in("rdi") &raw mut gprs, clobber_abi("sysv64"),
-                    )
-                };
-                assert_eq!((after & DF, gprs.rflags & DF), (direction, direction), "{layout:?} {insn}");
+                let (result, flags) = call_with_df(stub.as_ptr(), &mut gprs, direction);
+                assert_eq!((result, flags & DF, gprs.rflags & DF), (0, direction, direction), "{layout:?} {insn}");
+            }
+        }
+    }
+}
+
+/// A fault is no exception to that.
+#[test]
+fn the_direction_flag_is_the_callers_after_a_fault() {
+    for layout in Layout::ALL {
+        let table = StubTable::new(layout).unwrap();
+        for insn in IoInsn::strings() {
+            for direction in [0, DF] {
+                let before = registers(1);
+                let mut gprs = before;
+                let (result, flags) = call_with_df(table.stub(insn).as_ptr(), &mut gprs, direction);
+                assert_eq!((result as u8, flags & DF, gprs), (13, direction, before), "{layout:?} {insn}");
             }
         }
     }

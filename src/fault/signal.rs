@@ -154,6 +154,9 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
+/// The direction flag.
+const DF: i64 = 1 << 10;
+
 /// Resumes a fault in a stub's I/O sequence: the core of the handler, for programs that have one of their own. Returns
 /// false, having changed nothing, if the fault is not a stub's.
 ///
@@ -182,9 +185,16 @@ pub unsafe fn recover(info: *const libc::siginfo_t, context: *mut c_void) -> boo
     let error_code = registers[libc::REG_ERR as usize] as u64;
     registers[libc::REG_RAX as usize] = StubResult::fault(vector as u8, error_code as u16) as i64;
     registers[libc::REG_RDX as usize] = if vector == 14 { registers[libc::REG_CR2 as usize] } else { 0 };
+    let string_depth = map.arena.string_depth(rip - start);
+    if string_depth.is_some_and(|depth| depth > 0) {
+        // The I/O runs with DF clear, and the POPFQ that gives the caller's back is jumped over.
+        // SAFETY: RSP points to the flags, which are all that has been pushed.
+        let pushed = unsafe { *(registers[libc::REG_RSP as usize] as *const i64) };
+        registers[libc::REG_EFL as usize] |= pushed & DF;
+    }
     registers[libc::REG_RSP as usize] += i64::from(rsp_adjust);
     registers[libc::REG_RIP as usize] = (start + resume) as i64;
-    if map.arena.is_string(rip - start) {
+    if string_depth.is_some() {
         // How far INS or OUTS got. The stub's frame ends with the address of the register file.
         // SAFETY: RSP is that of the frame; the register file is the one that the stub was called with.
         let gprs = unsafe { &mut **(registers[libc::REG_RSP as usize] as *const *mut Gprs) };

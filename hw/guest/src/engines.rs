@@ -11,7 +11,21 @@ use ioemul::{Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortSet, 
 pub struct Named {
     pub layout: Layout,
     pub variant: &'static str,
-    pub engine: Box<dyn Engine>,
+    pub engine: Box<dyn Native>,
+}
+
+/// An engine that says what a fault was.
+pub trait Native: Engine {
+    /// As [`Engine::execute`].
+    fn attempt(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), ioemul::Error>;
+}
+
+/// A fault is what the checks expect; anything else is trouble.
+fn refused(insn: IoInsn) -> impl Fn(ioemul::Error) -> Refused {
+    move |error| match error {
+        ioemul::Error::Fault(_) => Refused,
+        error => panic!("{insn}: {error}"),
+    }
 }
 
 /// All of them.
@@ -45,12 +59,15 @@ pub fn broken(layout: Layout, broken: bool) -> Result<Slot, Box<dyn Error>> {
 /// The safe front door.
 struct Emulator(IoEmulator);
 
+impl Native for Emulator {
+    fn attempt(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), ioemul::Error> {
+        self.0.execute(insn, gprs)
+    }
+}
+
 impl Engine for Emulator {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        self.0.execute(insn, gprs).map_err(|error| match error {
-            ioemul::Error::Fault(_) => Refused,
-            error => panic!("{insn}: {error}"),
-        })
+        self.attempt(insn, gprs).map_err(refused(insn))
     }
 
     fn execute_string(&mut self, insn: IoInsn, gprs: &mut Gprs, memory: &mut [u8]) -> Result<(), Refused> {
@@ -58,26 +75,40 @@ impl Engine for Emulator {
             Direction::In => self.0.read_string(insn, gprs, memory),
             _ => self.0.write_string(insn, gprs, memory),
         };
-        match result {
-            Ok(_) => Ok(()),
-            Err(ioemul::Error::Fault(_)) => Err(Refused),
-            Err(error) => panic!("{insn}: {error}"),
-        }
+        result.map(drop).map_err(refused(insn))
     }
 }
 
 /// The table, asked for a stub and told to run it.
 struct Table(StubTable);
 
+impl Native for Table {
+    fn attempt(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), ioemul::Error> {
+        // SAFETY: as for the emulator: the machine is ours alone. For INS and OUTS the caller points to memory of ours, or
+        // to where there is none.
+        Ok(unsafe { self.0.resolve(insn, gprs).run(gprs) }?)
+    }
+}
+
 impl Engine for Table {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        // SAFETY: as for the emulator: the machine is ours alone.
-        unsafe { self.0.resolve(insn, gprs).run(gprs) }.map_err(|_| Refused)
+        self.attempt(insn, gprs).map_err(refused(insn))
+    }
+
+    fn entry(&mut self, insn: IoInsn, gprs: &Gprs) -> Option<u64> {
+        Some(self.0.resolve(insn, gprs).as_ptr().expose_provenance() as u64)
     }
 }
 
 /// An instruction between registers loaded and stored by hand: under Xen it traps, and Xen's stub executes it.
 struct ByHand(*mut [u8]);
+
+impl Native for ByHand {
+    fn attempt(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), ioemul::Error> {
+        self.execute(insn, gprs).expect("nothing here looks for faults");
+        Ok(())
+    }
+}
 
 impl Engine for ByHand {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {

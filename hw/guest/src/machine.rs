@@ -28,6 +28,23 @@ pub fn install_smm_handler(chipset: Chipset, engine: &mut dyn Engine, deaf: bool
     chipset.open_smram(engine, false).map_err(refused)
 }
 
+/// Memory at an address of 32 bits, with nothing behind it: so many pages, and one that cannot be accessed.
+pub fn low_memory(pages: usize) -> io::Result<&'static mut [u8]> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let len = pages * PAGE;
+    // SAFETY: new memory, which stays; what is returned can be read and written, and nobody else knows of it.
+    unsafe {
+        let memory = libc::mmap(std::ptr::null_mut(), len + PAGE, protection, flags | libc::MAP_32BIT, -1, 0);
+        if memory == libc::MAP_FAILED || libc::mprotect(memory.byte_add(len), PAGE, libc::PROT_NONE) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(std::slice::from_raw_parts_mut(memory.cast(), len))
+    }
+}
+
+/// The size of a page.
+pub const PAGE: usize = 4096;
+
 /// Ends the machine: QEMU runs with `-no-reboot`.
 pub fn power_off() -> ! {
     // SAFETY: nothing of this machine is worth keeping.

@@ -1,26 +1,30 @@
 //! The only process of a Linux guest (`/init`): runs the checks in ring 3 and reports on the console.
 
 mod engines;
+mod examples;
 mod machine;
+mod page_faults;
+mod privilege;
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use hw_shared::model::Model;
 use hw_shared::{
-    CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Failure, Kind, Line, Mix, Mode, Params,
-    run_broken, run_check, script, soak,
+    CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Kind, Line, Linux, Machine, Mix, Mode, Params,
+    Place, Rng, compare, run_broken, run_check, script, soak,
 };
-use ioemul::{DmiIdentity, IoPrivilegeLevel, Layout};
+use ioemul::{DmiIdentity, Gprs, IoInsn, IoPrivilegeLevel, Layout, PROLIANT_POLL_LIMIT, Width};
 
-use engines::Named;
+use engines::{Named, Native};
 
 fn main() {
     machine::mount("devtmpfs", "/dev");
     machine::mount("proc", "/proc");
     machine::mount("sysfs", "/sys");
+    machine::mount("securityfs", "/sys/kernel/security");
     let mut console = File::options().write(true).open("/dev/console").expect("the kernel has a console");
     if let Err(error) = run(&mut console) {
         writeln!(console, "ioemul|error|{error}").expect("the console takes it");
@@ -32,7 +36,7 @@ fn main() {
 fn run(console: &mut File) -> Result<(), Box<dyn Error>> {
     let params = Params::parse(&std::fs::read_to_string("/proc/cmdline")?);
     match params.mode {
-        Mode::Checks => checks(console, &params),
+        Mode::Checks(machine) => checks(console, machine, &params),
         Mode::Record => record(console, &mut engines::all()?, &params),
         Mode::RecordByHand => record(console, &mut engines::by_hand()?, &params),
         Mode::Soak => soak(console, &mut engines::all()?, Devices::All, &params),
@@ -40,17 +44,21 @@ fn run(console: &mut File) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The table of checks, in every layout and variant.
-fn checks(console: &mut File, params: &Params) -> Result<(), Box<dyn Error>> {
+/// The checks for this machine, in every layout and variant; for a negative control all of them.
+fn checks(console: &mut File, machine: Machine, params: &Params) -> Result<(), Box<dyn Error>> {
     let mut engines = engines::all()?;
-    let (unprivileged, privileged) = CHECKS.split_first().ok_or("the table of checks is empty")?;
-    let early = params.control.then(IoPrivilegeLevel::acquire).transpose()?;
-    run_on_all(console, unprivileged, &mut engines, params)?;
-    drop(early);
-
-    let _privilege = IoPrivilegeLevel::acquire()?;
-    prepare_smm(&mut engines, params)?;
-    for check in privileged {
+    let mut privilege = None;
+    let mut smm = machine == Machine::Usual;
+    for check in CHECKS.iter().filter(|check| params.control || check.kind.machine() == machine) {
+        match check.kind.is_privileged() || params.control {
+            true if privilege.is_none() => privilege = Some(IoPrivilegeLevel::acquire()?),
+            true => {}
+            false => privilege = None,
+        }
+        if smm && privilege.is_some() {
+            prepare_smm(&mut engines, params)?;
+            smm = false;
+        }
         run_on_all(console, check, &mut engines, params)?;
     }
     Ok(())
@@ -77,7 +85,7 @@ fn soak(console: &mut File, engines: &mut [Named], devices: Devices, params: &Pa
     prepare_smm(engines, &Params { control: false, ..*params })?;
     let mut broken = engines::broken(Layout::CallRet, true)?;
     let mut names: Vec<String> = engines.iter().map(|e| format!("{:?}, {}", e.layout, e.variant)).collect();
-    let mut turns: Vec<&mut dyn Engine> = engines.iter_mut().map(|e| &mut *e.engine).collect();
+    let mut turns: Vec<&mut dyn Engine> = engines.iter_mut().map(|e| &mut *e.engine as _).collect();
     if params.control {
         names.push("the broken slot".to_owned());
         turns.push(&mut broken);
@@ -105,30 +113,85 @@ fn prepare_smm(engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Err
 
 /// Runs one check in every layout and variant.
 fn run_on_all(console: &mut File, check: &Check, engines: &mut [Named], params: &Params) -> Result<(), Box<dyn Error>> {
-    let mut report = |layout, variant, outcome: &Result<u64, Failure>| -> io::Result<()> {
-        writeln!(console, "{}", Line { check: check.name, layout, variant, outcome })
-    };
-    if matches!(check.kind, Kind::Broken) {
-        for layout in Layout::ALL {
-            report(layout, "patched slot", &run_broken(&mut engines::broken(layout, !params.control)?))?;
-        }
-        return Ok(());
-    }
+    let memory = machine::low_memory(1)?;
+    let mut shown = Vec::new();
     for Named { layout, variant, engine } in engines {
-        let outcome = match check.kind {
-            Kind::Dmi => dmi(),
-            _ => run_check(check, &mut **engine, params),
-        };
-        report(*layout, variant, &outcome)?;
+        let layout = *layout;
+        for &runs_as in check.kind.variants(Place::Ring3, layout) {
+            let engine = &mut **engine;
+            let outcome: Result<u64, Box<dyn Error>> = match (&check.kind, *variant == runs_as) {
+                (_, true) => run_one(check, engine, params, memory, &mut shown),
+                // What has no variants goes with the first of them.
+                (Kind::Broken, _) if *variant == "emulator" => {
+                    run_broken(&mut engines::broken(layout, !params.control)?).map_err(Into::into)
+                }
+                (Kind::Linux(_), _) if runs_as == "process" && *variant == "emulator" => {
+                    run_one(check, engine, params, memory, &mut shown)
+                }
+                _ => continue,
+            };
+            let outcome = outcome.map_err(|failure| failure.to_string().replace('\n', " "));
+            writeln!(console, "{}", Line { check: check.name, layout, variant: runs_as, outcome: &outcome })?;
+        }
+    }
+    for line in shown {
+        writeln!(console, "ioemul|shown|{}|{line}", check.name)?;
     }
     Ok(())
 }
 
-/// Does the library read what the firmware of this machine says?
-fn dmi() -> Result<u64, Failure> {
-    match DmiIdentity::read() {
-        Ok(identity) if (&*identity.bios_vendor, &*identity.product_name) == (DMI_VENDOR, DMI_PRODUCT) => Ok(2),
-        Ok(_) => Err(Failure::Other("the DMI strings are not those of the ProLiant")),
-        Err(_) => Err(Failure::Other("DMI cannot be read")),
+/// Runs one check once; what it adds to `shown` is for the report.
+fn run_one(
+    check: &Check,
+    engine: &mut dyn Native,
+    params: &Params,
+    memory: &mut [u8],
+    shown: &mut Vec<String>,
+) -> Result<u64, Box<dyn Error>> {
+    let Kind::Linux(kind) = &check.kind else {
+        return Ok(run_check(check, engine, params, memory)?);
+    };
+    match kind {
+        Linux::Dmi => dmi(),
+        Linux::PageFault => Ok(page_faults::run(engine)?),
+        Linux::Permission => privilege::permission(engine),
+        Linux::Level => privilege::level(engine),
+        Linux::Affinity => privilege::affinity(),
+        Linux::Nobody => privilege::nobody(params.control),
+        Linux::Lockdown => privilege::lockdown(),
+        Linux::Busy => busy(engine, shown),
+        Linux::Example(example) => {
+            let printed = examples::run(example)?;
+            if example.shown {
+                // Of the registers, the lines in which something changed.
+                let lines = printed.lines().filter(|line| !line.contains('=') || line.contains('*'));
+                shown.extend(lines.map(str::to_owned));
+            }
+            Ok(example.accesses as u64)
+        }
     }
+}
+
+/// Does the library read what the firmware of this machine says?
+fn dmi() -> Result<u64, Box<dyn Error>> {
+    let identity = DmiIdentity::read()?;
+    match (&*identity.bios_vendor, &*identity.product_name) {
+        (DMI_VENDOR, DMI_PRODUCT) => Ok(2),
+        _ => Err("the DMI strings are not those of the ProLiant".into()),
+    }
+}
+
+/// Does the wait for a mailbox that stays busy come to its end, with the last answer in AL?
+fn busy(engine: &mut dyn Native, shown: &mut Vec<String>) -> Result<u64, Box<dyn Error>> {
+    let insn = IoInsn::out_dx(Width::Byte);
+    let gprs = Rng::new(0).gprs();
+    let before = Gprs { rax: gprs.rax & !0xff | 0x85, rdx: gprs.rdx & !0xffff | 0xcd4, ..gprs };
+    let (mut gprs, start) = (before, Instant::now());
+    engine.attempt(insn, &mut gprs)?;
+    let waited = start.elapsed();
+    compare(&gprs, &Gprs { rax: before.rax & !0xff | 0xd1, ..before }, 0)?;
+    if shown.is_empty() {
+        shown.push(format!("given up after {PROLIANT_POLL_LIMIT} reads, here {} ms", waited.as_millis()));
+    }
+    Ok(1)
 }

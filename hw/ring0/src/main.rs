@@ -19,7 +19,7 @@ extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
     let params = Params::parse(start_info.command_line());
     prepare_smm(&params);
     match params.mode {
-        Mode::Checks => checks(&params),
+        Mode::Checks(_) => checks(&params),
         Mode::Record | Mode::RecordByHand => record(&params),
         Mode::Soak => soak(Devices::All, &params),
         Mode::SoakSmm => soak(Devices::Smm, &params),
@@ -32,22 +32,23 @@ extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
 fn prepare_smm(params: &Params) {
     let engine = &mut engines::slot(Layout::CallRet, 0, false);
     let chipset = Chipset::probe(engine).expect("nothing faults in ring 0");
-    let deaf = params.control && params.mode == Mode::Checks;
+    let deaf = params.control && matches!(params.mode, Mode::Checks(_));
     machine::install_smm_handler(chipset, engine, deaf).expect("nothing faults in ring 0");
 }
 
 /// The table of checks, in every layout and variant.
 fn checks(params: &Params) {
-    let report = |line: Line| print(format_args!("{line}\n"));
+    let mut memory = [0; 64]; // below 4 GiB, as everything here
     engines::for_each(|layout, variant, engine| {
-        for check in CHECKS.iter().filter(|check| check.kind.variants(Place::Ring0).contains(&variant)) {
-            report(Line { check: check.name, layout, variant, outcome: &run_check(check, engine, params) });
+        for check in CHECKS.iter().filter(|check| check.kind.variants(Place::Ring0, layout).contains(&variant)) {
+            let outcome = run_check(check, engine, params, &mut memory);
+            print(format_args!("{}\n", Line { check: check.name, layout, variant, outcome: &outcome }));
         }
     });
     for check in CHECKS.iter().filter(|check| matches!(check.kind, Kind::Broken)) {
         for layout in Layout::ALL {
-            let outcome = &run_broken(&mut engines::slot(layout, 0, !params.control));
-            report(Line { check: check.name, layout, variant: "patched slot", outcome });
+            let outcome = run_broken(&mut engines::slot(layout, 0, !params.control));
+            print(format_args!("{}\n", Line { check: check.name, layout, variant: "patched slot", outcome: &outcome }));
         }
     }
 }

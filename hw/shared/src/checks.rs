@@ -2,6 +2,8 @@
 
 use ioemul::{Gprs, IoInsn, Width::*};
 
+use crate::model::{MEMORY, MOUSE_COMMAND_READ_ID, MOUSE_ID, VMWARE_MAGIC, VMWARE_PORT};
+
 /// The HP machine that the quirk is for, as QEMU is told to impersonate it.
 pub const DMI_VENDOR: &str = "HP";
 /// See [`DMI_VENDOR`].
@@ -19,16 +21,95 @@ pub struct Check {
 pub enum Kind {
     /// Accesses, in order.
     Script(&'static [Step]),
-    /// INS and OUTS on pc-testdev.
+    /// INS and OUTS on pc-testdev, in all their forms.
     Strings,
+    /// The same, for a caller whose DF is set.
+    Backwards,
+    /// INS and OUTS on the FIFO of a serial port: element by element.
+    Fifo,
     /// SMIs with random registers, compared with the handler's model; as many as the parameters say.
     RandomSmis,
-    /// The DMI strings that the library reads in Linux.
-    Dmi,
     /// Every access of every script, before the process has I/O privilege: a fault, with the registers as given.
     Unprivileged,
     /// A stub of which one byte was changed: the comparison has to notice.
     Broken,
+    /// What only a process can try.
+    Linux(Linux),
+}
+
+/// What a check does in the Linux guest, by means of the operating system.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Linux {
+    /// The DMI strings that the library reads.
+    Dmi,
+    /// INS and OUTS that come to the end of the mapped memory.
+    PageFault,
+    /// `IoPermission`: which ports it opens and for how long, and what the faults at the others say.
+    Permission,
+    /// `IoPrivilegeLevel`: for how long.
+    Level,
+    /// `CpuAffinity`, on a machine with two processors.
+    Affinity,
+    /// What the guards say to a user without CAP_SYS_RAWIO.
+    Nobody,
+    /// What they say to root if the kernel is locked down.
+    Lockdown,
+    /// A ProLiant mailbox that stays busy.
+    Busy,
+    /// One of the library's examples, as a process of its own, on the hardware.
+    Example(&'static Example),
+}
+
+/// How an example is run.
+#[derive(PartialEq, Eq)]
+pub struct Example {
+    /// Its name.
+    pub name: &'static str,
+    /// Arguments besides `--native`.
+    pub arguments: &'static [&'static str],
+    /// How many accesses it shows. Each has to be what the model makes of it.
+    pub accesses: usize,
+    /// Whether the report shows what it prints.
+    pub shown: bool,
+}
+
+/// The examples that run in the guest.
+pub const EXAMPLES: [Example; 4] = [
+    Example { name: "in_out_byte", arguments: &[], accesses: 4, shown: false },
+    Example { name: "vmware_backdoor", arguments: &[], accesses: 4, shown: true },
+    Example { name: "smm_mailbox", arguments: &["0x5a"], accesses: 1, shown: false },
+    Example { name: "quirk_proliant", arguments: &[], accesses: 1, shown: false },
+];
+
+/// The machine that a check of ring 3 wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// The one with all the devices.
+    Usual,
+    /// Two processors, and a kernel that was told `lockdown=integrity`.
+    LockedDown,
+    /// A ProLiant whose mailbox stays busy.
+    Busy,
+}
+
+impl Kind {
+    /// Where it runs.
+    pub const fn machine(&self) -> Machine {
+        match self {
+            Kind::Linux(Linux::Affinity | Linux::Lockdown) => Machine::LockedDown,
+            Kind::Linux(Linux::Busy) => Machine::Busy,
+            _ => Machine::Usual,
+        }
+    }
+
+    /// Whether the guest holds I/O privilege meanwhile.
+    pub const fn is_privileged(&self) -> bool {
+        use Linux::{Affinity, Example, Level, Lockdown, Nobody, Permission};
+        !matches!(
+            self,
+            Kind::Unprivileged | Kind::Linux(Permission | Level | Affinity | Nobody | Lockdown | Example(_))
+        )
+    }
 }
 
 /// One access.
@@ -64,6 +145,8 @@ pub enum Reg {
     Rbx,
     Rcx,
     Rdx,
+    Rsi,
+    Rdi,
 }
 
 impl Reg {
@@ -74,6 +157,8 @@ impl Reg {
             Reg::Rbx => &mut gprs.rbx,
             Reg::Rcx => &mut gprs.rcx,
             Reg::Rdx => &mut gprs.rdx,
+            Reg::Rsi => &mut gprs.rsi,
+            Reg::Rdi => &mut gprs.rdi,
         }
     }
 }
@@ -88,19 +173,39 @@ const fn imm(insn: IoInsn, set: &'static [(Reg, u32)], after: After) -> Step {
     Step { insn, dx: None, set, after }
 }
 
+/// A call of the VMware backdoor.
+const fn vmware(set: &'static [(Reg, u32)], after: &'static [(Reg, u64)]) -> Step {
+    dx(IoInsn::in_dx(Dword), VMWARE_PORT, set, After::Regs(after))
+}
+
 /// Nothing changes: what most OUTs do.
 const NOTHING: After = After::Regs(&[]);
 
 use After::{Polled, Regs, Value};
 use Reg::*;
 
-const VMWARE_PORT: u16 = 0x5658;
-const VMWARE_MAGIC: u32 = 0x564d_5868;
+/// Says that it is there, which is kept until it is asked for; the upper halves of six registers get lost.
+const MOUSE_READ_ID: Step = vmware(
+    &[(Rax, VMWARE_MAGIC), (Rbx, MOUSE_COMMAND_READ_ID), (Rcx, 41), (Rdx, 0xd), (Rsi, 0x51), (Rdi, 0xd1)],
+    &[
+        (Rax, VMWARE_MAGIC as u64),
+        (Rbx, MOUSE_COMMAND_READ_ID as u64),
+        (Rcx, 41),
+        (Rdx, VMWARE_PORT as u64),
+        (Rsi, 0x51),
+        (Rdi, 0xd1),
+    ],
+);
 
 /// The table.
 pub const CHECKS: &[Check] = &[
-    // First, while the process has no privilege: it is granted after this row.
+    // First, while the process has no privilege.
     Check { name: "refused without privilege", kind: Kind::Unprivileged },
+    Check { name: "IoPermission", kind: Kind::Linux(Linux::Permission) },
+    Check { name: "IoPrivilegeLevel", kind: Kind::Linux(Linux::Level) },
+    Check { name: "CpuAffinity", kind: Kind::Linux(Linux::Affinity) },
+    Check { name: "no CAP_SYS_RAWIO: said so", kind: Kind::Linux(Linux::Nobody) },
+    Check { name: "kernel lockdown: said so", kind: Kind::Linux(Linux::Lockdown) },
     // pc-testdev holds one 32-bit latch at 0xE0-0xE3, for any width of access.
     Check {
         name: "pc-testdev, byte",
@@ -136,6 +241,10 @@ pub const CHECKS: &[Check] = &[
         ]),
     },
     Check { name: "pc-testdev, INS and OUTS", kind: Kind::Strings },
+    Check { name: "the caller's DF is set", kind: Kind::Backwards },
+    // A second serial port in loopback mode: what is written comes back in order, and what is left can be counted.
+    Check { name: "serial FIFO, INS and OUTS", kind: Kind::Fifo },
+    Check { name: "page fault in INS or OUTS", kind: Kind::Linux(Linux::PageFault) },
     // The clock is started at 2031-05-06 (`-rtc base`): century, year and month hold still while the checks run.
     Check {
         name: "CMOS clock",
@@ -187,13 +296,46 @@ pub const CHECKS: &[Check] = &[
             Regs(&[(Rax, 0x3322_1100), (Rbx, 0x7766_5544), (Rcx, 0xbbaa_9988), (Rdx, 0xffee_ddcc)]),
         )]),
     },
-    Check { name: "DMI strings", kind: Kind::Dmi },
+    Check {
+        name: "VMware: other commands",
+        kind: Kind::Script(&[
+            // Memory size: in bytes, where VMware's own answer is in MiB.
+            vmware(&[(Rax, VMWARE_MAGIC), (Rcx, 20)], &[(Rax, MEMORY), (Rbx, 0x1177)]),
+            // Frequencies, which TCG does not have: all ones in EBX.
+            vmware(&[(Rax, VMWARE_MAGIC), (Rcx, 45)], &[(Rax, VMWARE_MAGIC as u64), (Rbx, 0xffff_ffff)]),
+            // vCPU information: no x2APIC, no flag.
+            vmware(&[(Rax, VMWARE_MAGIC), (Rcx, 68)], &[(Rax, 0)]),
+            vmware(&[(Rax, VMWARE_MAGIC), (Rcx, 99)], &[(Rax, 0xffff_ffff)]),
+        ]),
+    },
+    // The absolute pointer answers in as many registers as it is asked for words: six of them at once.
+    Check {
+        name: "VMware: the mouse",
+        kind: Kind::Script(&[
+            MOUSE_READ_ID,
+            MOUSE_READ_ID,
+            MOUSE_READ_ID,
+            MOUSE_READ_ID,
+            MOUSE_READ_ID,
+            MOUSE_READ_ID,
+            vmware(
+                &[(Rax, VMWARE_MAGIC), (Rbx, 0xb), (Rcx, 40), (Rdx, 0xd), (Rsi, 0x51), (Rdi, 0xd1)],
+                &[(Rax, 6), (Rbx, 0xb), (Rcx, 40), (Rdx, VMWARE_PORT as u64), (Rsi, 0x51), (Rdi, 0xd1)],
+            ),
+            vmware(
+                &[(Rax, VMWARE_MAGIC), (Rbx, 6), (Rcx, 39)],
+                &[(Rax, MOUSE_ID), (Rbx, MOUSE_ID), (Rcx, MOUSE_ID), (Rdx, MOUSE_ID), (Rsi, MOUSE_ID), (Rdi, MOUSE_ID)],
+            ),
+        ]),
+    },
+    Check { name: "DMI strings", kind: Kind::Linux(Linux::Dmi) },
     // A debug console at 0xCD4 that reads as 0x51 stands in for the mailbox: with the quirk AL holds the answer to the
     // poll, without it the command.
     Check {
         name: "ProLiant quirk",
         kind: Kind::Script(&[dx(IoInsn::out_dx(Byte), 0xcd4, &[(Rax, 0x85)], Polled(0x51))]),
     },
+    Check { name: "ProLiant: busy for ever", kind: Kind::Linux(Linux::Busy) },
     Check {
         name: "SMM: 15 registers and CF",
         kind: Kind::Script(&[
@@ -206,4 +348,9 @@ pub const CHECKS: &[Check] = &[
     },
     Check { name: "SMM: random registers", kind: Kind::RandomSmis },
     Check { name: "a broken stub is noticed", kind: Kind::Broken },
+    // Last: they open their ports themselves.
+    Check { name: "example in_out_byte", kind: Kind::Linux(Linux::Example(&EXAMPLES[0])) },
+    Check { name: "example vmware_backdoor", kind: Kind::Linux(Linux::Example(&EXAMPLES[1])) },
+    Check { name: "example smm_mailbox", kind: Kind::Linux(Linux::Example(&EXAMPLES[2])) },
+    Check { name: "example quirk_proliant", kind: Kind::Linux(Linux::Example(&EXAMPLES[3])) },
 ];

@@ -2,9 +2,10 @@
 
 use core::fmt;
 
-use ioemul::{Direction, Gprs, IoInsn};
+use ioemul::{Direction, Gprs, IoInsn, PortOperand};
 
-use crate::strings::{refused, strings};
+use crate::fifo::fifo;
+use crate::strings::{backwards, refused, strings};
 use crate::{After, CHECKS, Check, Devices, Kind, Mix, Params, Rng, Step, exchange};
 
 /// Something that executes port I/O with given registers.
@@ -12,22 +13,39 @@ pub trait Engine {
     /// Executes `insn`; a refusal leaves `gprs` alone.
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused>;
 
-    /// Executes INS or OUTS on `memory`, which is large enough: RDI or RSI point to its start for as long as that takes,
-    /// and have then moved on from what they were.
+    /// The address of the stub that [`Self::execute`] would run, for those that let it be called.
+    fn entry(&mut self, _insn: IoInsn, _gprs: &Gprs) -> Option<u64> {
+        None
+    }
+
+    /// Executes INS or OUTS on `memory`, which is large enough, and lies below 4 GiB if 32-bit addresses are used: RDI or
+    /// RSI point to its start for as long as that takes, and have then moved on from what they were.
     fn execute_string(&mut self, insn: IoInsn, gprs: &mut Gprs, memory: &mut [u8]) -> Result<(), Refused> {
+        let pointer = |gprs: &mut Gprs, change: fn(u64, u64) -> u64, by: u64| {
+            let register = match insn.direction {
+                Direction::In => &mut gprs.rdi,
+                _ => &mut gprs.rsi,
+            };
+            // A 32-bit address leaves the upper half to chance.
+            let half = if is_addr32(insn) { 0xffff_ffff } else { u64::MAX };
+            *register = *register & !half | change(*register, by) & half;
+        };
         let start = memory.as_mut_ptr().expose_provenance() as u64;
-        let (rsi, rdi) = (gprs.rsi, gprs.rdi);
-        match insn.direction {
-            Direction::In => gprs.rdi = start,
-            _ => gprs.rsi = start,
-        }
+        assert!(!is_addr32(insn) || u32::try_from(start).is_ok(), "the memory is out of reach");
+        let offset = match insn.direction {
+            Direction::In => start.wrapping_sub(gprs.rdi),
+            _ => start.wrapping_sub(gprs.rsi),
+        };
+        pointer(gprs, u64::wrapping_add, offset);
         let result = self.execute(insn, gprs);
-        match insn.direction {
-            Direction::In => gprs.rdi = gprs.rdi.wrapping_sub(start).wrapping_add(rdi),
-            _ => gprs.rsi = gprs.rsi.wrapping_sub(start).wrapping_add(rsi),
-        }
+        pointer(gprs, u64::wrapping_sub, offset);
         result
     }
+}
+
+/// Whether INS or OUTS use ECX, ESI and EDI.
+pub const fn is_addr32(insn: IoInsn) -> bool {
+    matches!(insn.port, PortOperand::String { addr32: true, .. })
 }
 
 /// The access did not happen: the processor raised #GP.
@@ -45,6 +63,15 @@ pub struct Mismatch {
     pub should_be: u64,
 }
 
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { register, is, should_be } = self;
+        write!(f, "{register} is {is:#x}, should be {should_be:#x}")
+    }
+}
+
+impl core::error::Error for Mismatch {}
+
 /// Why a check failed.
 #[derive(Debug)]
 pub enum Failure {
@@ -54,15 +81,15 @@ pub enum Failure {
     Refused { access: u64, insn: IoInsn, port: u16 },
     /// The access should have faulted.
     Permitted { access: u64, insn: IoInsn, port: u16 },
-    /// What the library read from DMI.
+    /// Anything else.
     Other(&'static str),
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Registers { access, insn, port, first: Mismatch { register, is, should_be } } => {
-                write!(f, "access {access}, {insn} (port {port:#x}): {register} is {is:#x}, should be {should_be:#x}")
+            Failure::Registers { access, insn, port, first } => {
+                write!(f, "access {access}, {insn} (port {port:#x}): {first}")
             }
             Failure::Refused { access, insn, port } => write!(f, "access {access}, {insn} (port {port:#x}): #GP"),
             Failure::Permitted { access, insn, port } => {
@@ -72,6 +99,8 @@ impl fmt::Display for Failure {
         }
     }
 }
+
+impl core::error::Error for Failure {}
 
 impl Step {
     /// The registers that the access starts from.
@@ -109,7 +138,7 @@ impl Step {
 }
 
 /// The first register in which `is` and `should_be` differ, RFLAGS by the bits in `flags` only.
-pub(crate) fn compare(is: &Gprs, should_be: &Gprs, flags: u64) -> Result<(), Mismatch> {
+pub fn compare(is: &Gprs, should_be: &Gprs, flags: u64) -> Result<(), Mismatch> {
     for ((&register, is), should_be) in Gprs::NAMES.iter().zip(is.to_words()).zip(should_be.to_words()) {
         let mask = if register == "rflags" { flags } else { u64::MAX };
         if is & mask != should_be & mask {
@@ -119,15 +148,17 @@ pub(crate) fn compare(is: &Gprs, should_be: &Gprs, flags: u64) -> Result<(), Mis
     Ok(())
 }
 
-/// Runs a check; returns the number of accesses.
-pub fn run_check(check: &Check, engine: &mut dyn Engine, params: &Params) -> Result<u64, Failure> {
+/// Runs a check; returns the number of accesses. INS and OUTS get `memory`, which lies below 4 GiB.
+pub fn run_check(check: &Check, engine: &mut dyn Engine, params: &Params, memory: &mut [u8]) -> Result<u64, Failure> {
     match check.kind {
         Kind::Script(steps) => run_steps(steps, engine),
-        Kind::Strings => strings(engine),
+        Kind::Strings => strings(engine, memory),
+        Kind::Backwards => backwards(engine, memory),
+        Kind::Fifo => fifo(engine, memory),
         Kind::RandomSmis => random_smis(engine, params),
         Kind::Unprivileged => unprivileged(engine),
         Kind::Broken => Err(Failure::Other("broken stubs are made by the guest")),
-        Kind::Dmi => Err(Failure::Other("DMI is read by the Linux guest")),
+        Kind::Linux(_) => Err(Failure::Other("this is for the Linux guest to try")),
     }
 }
 
@@ -193,6 +224,5 @@ fn unprivileged(engine: &mut dyn Engine) -> Result<u64, Failure> {
             compare(&gprs, &before, u64::MAX).map_err(|first| Failure::Registers { access, insn, port, first })?;
         }
     }
-    refused(engine)?;
-    Ok(access + 1)
+    Ok(access + refused(engine)?)
 }

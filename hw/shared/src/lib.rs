@@ -7,6 +7,7 @@
 pub mod by_hand;
 mod checks;
 mod engine;
+pub mod fifo;
 mod mix;
 pub mod model;
 mod params;
@@ -18,10 +19,11 @@ pub mod soak;
 mod strings;
 pub mod stubs;
 
-pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, Kind, Reg, Step};
-pub use engine::{Engine, Failure, Mismatch, Refused, run_broken, run_check, run_steps};
+pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, EXAMPLES, Example, Kind, Linux, Machine, Reg, Step};
+pub use engine::{Engine, Failure, Mismatch, Refused, compare, is_addr32, run_broken, run_check, run_steps};
 pub use mix::{Devices, Mix};
 pub use params::{Mode, Params};
 pub use report::{Line, Place, RING0_VARIANTS, RING3_VARIANTS};
 pub use rng::Rng;
 pub use smm::{Chipset, HANDLER_ADDRESS, SMI_COMMAND, SMI_PORT, exchange, handler};
+pub use strings::{after_elements, counts, string_registers};

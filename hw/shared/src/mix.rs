@@ -96,7 +96,7 @@ impl Mix {
 fn vmware(gprs: &mut Gprs, dice: u64) -> IoInsn {
     set16(&mut gprs.rdx, VMWARE_PORT);
     set32(&mut gprs.rax, if dice & 15 == 0 { !VMWARE_MAGIC } else { VMWARE_MAGIC });
-    set32(&mut gprs.rcx, [10, 19, 20][((dice >> 4) % 3) as usize]);
+    set32(&mut gprs.rcx, [10, 19, 20, 45, 68][((dice >> 4) % 5) as usize]);
     if dice & 0x1000 == 0 { IoInsn::in_dx(Width::Dword) } else { IoInsn::out_dx(Width::Dword) }
 }
 

@@ -10,6 +10,10 @@ use crate::{Engine, Refused, SMI_PORT, exchange};
 pub const VMWARE_PORT: u16 = 0x5658;
 /// See [`VMWARE_PORT`].
 pub const VMWARE_MAGIC: u32 = 0x564d_5868;
+/// The mouse's command to say who it is, and the answer.
+pub const MOUSE_COMMAND_READ_ID: u32 = 0x4541_4552;
+/// See [`MOUSE_COMMAND_READ_ID`].
+pub const MOUSE_ID: u64 = 0x3442_554a;
 /// The mailbox of HP ProLiant servers.
 pub const PROLIANT_PORT: u16 = 0xcd4;
 /// What the debug console in the mailbox's place reads as.
@@ -28,6 +32,8 @@ pub struct Model {
     cmos_index: u8,
     cmos: [u8; 0x80],
     pci_address: u32,
+    /// How many words the mouse of the VMware backdoor has to say: always the same one.
+    mouse_words: u32,
 }
 
 impl Model {
@@ -36,7 +42,7 @@ impl Model {
         let mut cmos = [0; 0x80];
         // 2031-05, as `-rtc base` says.
         (cmos[0x08], cmos[0x09], cmos[0x32]) = (0x05, 0x31, 0x20);
-        Self { proliant, latch: [0; 4], cmos_index: 0, cmos, pci_address: 0 }
+        Self { proliant, latch: [0; 4], cmos_index: 0, cmos, pci_address: 0, mouse_words: 0 }
     }
 
     /// Reads a port; the caller merges the value into RAX.
@@ -46,7 +52,7 @@ impl Model {
             0x71 => self.cmos[usize::from(self.cmos_index)].into(),
             0xcf8 => self.pci_address,
             0xcfc..=0xcff => self.pci_configuration() >> (8 * (port - 0xcfc)),
-            VMWARE_PORT => vmware(gprs),
+            VMWARE_PORT => self.vmware(gprs),
             PROLIANT_PORT => PROLIANT_ANSWER.into(),
             _ => u32::MAX,
         };
@@ -64,7 +70,7 @@ impl Model {
             0x70 => self.cmos_index = value as u8 & 0x7f,
             0x71 => self.cmos[usize::from(self.cmos_index)] = value as u8,
             0xcf8 => self.pci_address = value,
-            VMWARE_PORT => gprs.rax = vmware(gprs).into(),
+            VMWARE_PORT => gprs.rax = self.vmware(gprs).into(),
             SMI_PORT => *gprs = exchange(gprs),
             _ => {}
         }
@@ -77,6 +83,54 @@ impl Model {
             0x8000_e82c => 0x1100_1af4,
             _ => u32::MAX,
         }
+    }
+
+    /// The commands of the backdoor that QEMU implements; returns the new EAX.
+    fn vmware(&mut self, gprs: &mut Gprs) -> u32 {
+        if gprs.rax as u32 != VMWARE_MAGIC {
+            return u32::MAX;
+        }
+        match gprs.rcx as u8 {
+            10 => {
+                (gprs.rbx, gprs.rcx) = (VMWARE_MAGIC.into(), 2);
+                6
+            }
+            19 => {
+                (gprs.rbx, gprs.rcx, gprs.rdx) = (0x7766_5544, 0xbbaa_9988, 0xffee_ddcc);
+                0x3322_1100
+            }
+            20 => {
+                gprs.rbx = 0x1177;
+                MEMORY as u32
+            }
+            39..=41 => self.mouse(gprs),
+            45 => {
+                gprs.rbx = u32::MAX.into();
+                VMWARE_MAGIC
+            }
+            68 => 0,
+            _ => u32::MAX,
+        }
+    }
+
+    /// The mouse takes and gives six registers, as 32-bit words.
+    fn mouse(&mut self, gprs: &mut Gprs) -> u32 {
+        let Gprs { rax, rbx, rcx, rdx, rsi, rdi, .. } = gprs;
+        let registers = [rax, rbx, rcx, rdx, rsi, rdi];
+        let mut words = registers.each_ref().map(|register| **register as u32);
+        match (words[2] as u8, words[1]) {
+            (39, count) if (1..=self.mouse_words.min(6)).contains(&count) => {
+                self.mouse_words -= count;
+                words[..count as usize].fill(MOUSE_ID as u32);
+            }
+            (40, _) => words[0] = self.mouse_words,
+            (41, MOUSE_COMMAND_READ_ID) => self.mouse_words += 1,
+            _ => {} // nothing here asks for it
+        }
+        for (register, word) in registers.into_iter().zip(words) {
+            *register = word.into();
+        }
+        words[0]
     }
 }
 
@@ -102,26 +156,4 @@ impl Engine for Model {
 /// Whether the ProLiant quirk, where it is in force, follows this access with a poll.
 pub fn polls(insn: IoInsn, gprs: &Gprs) -> bool {
     insn == IoInsn::out_dx(Width::Byte) && gprs.rdx as u16 == PROLIANT_PORT && gprs.rax & 0x80 != 0
-}
-
-/// The commands of the backdoor that QEMU implements; returns the new EAX.
-fn vmware(gprs: &mut Gprs) -> u32 {
-    if gprs.rax as u32 != VMWARE_MAGIC {
-        return u32::MAX;
-    }
-    match gprs.rcx as u32 {
-        10 => {
-            (gprs.rbx, gprs.rcx) = (VMWARE_MAGIC.into(), 2);
-            6
-        }
-        19 => {
-            (gprs.rbx, gprs.rcx, gprs.rdx) = (0x7766_5544, 0xbbaa_9988, 0xffee_ddcc);
-            0x3322_1100
-        }
-        20 => {
-            gprs.rbx = 0x1177;
-            MEMORY as u32
-        }
-        _ => u32::MAX,
-    }
 }

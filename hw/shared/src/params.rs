@@ -2,11 +2,13 @@
 
 use core::fmt;
 
+use crate::Machine;
+
 /// What a guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Runs the table of checks.
-    Checks,
+    /// Runs the table of checks: those that this machine is for. In a negative control, all of them.
+    Checks(Machine),
     /// Runs the reference script and prints what every access changed.
     Record,
     /// As [`Mode::Record`], but by hand in place of the library: under Xen.
@@ -36,8 +38,10 @@ pub struct Params {
     pub proliant: bool,
 }
 
-const MODES: [(Mode, &str); 5] = [
-    (Mode::Checks, "checks"),
+const MODES: [(Mode, &str); 7] = [
+    (Mode::Checks(Machine::Usual), "checks"),
+    (Mode::Checks(Machine::LockedDown), "checks-locked-down"),
+    (Mode::Checks(Machine::Busy), "checks-busy"),
     (Mode::Record, "record"),
     (Mode::RecordByHand, "record-by-hand"),
     (Mode::Soak, "soak"),
@@ -65,7 +69,10 @@ impl Params {
         let number = |name| value(name).parse().unwrap_or(0);
         let mode = value("mode");
         Self {
-            mode: MODES.iter().find(|(_, known)| *known == mode).map_or(Mode::Checks, |(mode, _)| *mode),
+            mode: MODES
+                .iter()
+                .find(|(_, known)| *known == mode)
+                .map_or(Mode::Checks(Machine::Usual), |(mode, _)| *mode),
             seed: number("seed"),
             count: number("count"),
             seconds: number("seconds"),

@@ -1,10 +1,11 @@
 //! One line per result on the guest's serial port: `ioemul|check|layout|variant|accesses|ok`, or why not in place of `ok`.
+//! What the report is to show besides comes as `ioemul|shown|title|line`.
 
 use core::fmt;
 
 use ioemul::Layout;
 
-use crate::{Failure, Kind};
+use crate::{Kind, Linux};
 
 /// Where the library runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,27 +23,32 @@ pub const RING3_VARIANTS: &[&str] = &["emulator", "table"];
 pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened"];
 
 impl Kind {
-    /// The ways in which a check runs: DMI is Linux's, privilege a matter of ring 3, and only memory of our own can be
-    /// patched.
-    pub const fn variants(&self, place: Place) -> &'static [&'static str] {
+    /// The ways in which a check runs in one layout. Only stubs themselves can be called by hand, with DF set or with
+    /// pointers to memory that is not there; and what is not a matter of the layout runs once.
+    pub fn variants(&self, place: Place, layout: Layout) -> &'static [&'static str] {
         match (self, place) {
             (Kind::Broken, _) => &["patched slot"],
-            (_, Place::Ring3) => RING3_VARIANTS,
-            (Kind::Dmi | Kind::Unprivileged, Place::Ring0) => &[],
+            (Kind::Unprivileged | Kind::Linux(_), Place::Ring0) => &[],
             (_, Place::Ring0) => RING0_VARIANTS,
+            (Kind::Backwards | Kind::Linux(Linux::PageFault), Place::Ring3) => &["table"],
+            (Kind::Linux(Linux::Permission | Linux::Level | Linux::Busy), Place::Ring3) => RING3_VARIANTS,
+            (Kind::Linux(_), Place::Ring3) if layout == Layout::default() => &["process"],
+            (Kind::Linux(_), Place::Ring3) => &[],
+            (_, Place::Ring3) => RING3_VARIANTS,
         }
     }
 }
 
 /// A result on its way to the host.
-pub struct Line<'a> {
+pub struct Line<'a, E> {
     pub check: &'a str,
     pub layout: Layout,
     pub variant: &'a str,
-    pub outcome: &'a Result<u64, Failure>,
+    /// Accesses made, or what went wrong.
+    pub outcome: &'a Result<u64, E>,
 }
 
-impl fmt::Display for Line<'_> {
+impl<E: fmt::Display> fmt::Display for Line<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { check, layout, variant, outcome } = self;
         match outcome {

@@ -1,84 +1,166 @@
-//! INS and OUTS, with and without REP, on pc-testdev's latch: an OUTS leaves its last element there, an INS reads that as
-//! often as it is told to.
+//! INS and OUTS in all their forms on pc-testdev's latch: an OUTS leaves its last element there, an INS reads that as often
+//! as it is told to.
 
-use ioemul::{Gprs, IoInsn, Width};
+use ioemul::{Direction, Gprs, IoInsn, PortOperand, Width};
 
-use crate::engine::{Engine, Failure, Refused, compare};
+use crate::engine::{Engine, Failure, Refused, compare, is_addr32};
+use crate::stubs::call_with_df;
 use crate::{Mismatch, Rng};
 
 const PORT: u16 = 0xe0;
 const ELEMENTS: u64 = 5;
+/// How much memory the strings need.
+const MEMORY: usize = 32;
+const DF: u64 = 1 << 10;
 
-/// Every width, once, repeated, and repeated no times; returns the number of instructions.
-pub fn strings(engine: &mut dyn Engine) -> Result<u64, Failure> {
-    let mut run = Run { engine, rng: Rng::new(0), access: 0 };
-    for width in Width::ALL {
-        let bytes = usize::from(width.bytes());
-        let plain = [(IoInsn::outs(width), IoInsn::ins(width), None, 1)];
-        let repeated = [0, ELEMENTS].map(|n| (IoInsn::rep_outs(width), IoInsn::rep_ins(width), Some(n), n));
-        for (outs, ins, rcx, elements) in plain.into_iter().chain(repeated) {
+/// Every form, with REP also for no elements; returns the number of instructions.
+pub fn strings(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure> {
+    all_forms(engine, memory, 0)
+}
+
+/// As [`strings`], called with DF set: data goes upwards all the same, and DF is set afterwards.
+pub fn backwards(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure> {
+    let mut engine = Backwards { engine, lost: false };
+    let accesses = all_forms(&mut engine, memory, DF)?;
+    if engine.lost {
+        return Err(Failure::Other("a caller got its DF back clear"));
+    }
+    Ok(accesses)
+}
+
+fn all_forms(engine: &mut dyn Engine, memory: &mut [u8], df: u64) -> Result<u64, Failure> {
+    let memory = &mut memory[..MEMORY];
+    let mut run = Strings::new(engine, PORT, df);
+    // What the latch holds, once it has been written.
+    let mut latch = [0x11, 0x22, 0x33, 0x44];
+    memory[..4].copy_from_slice(&latch);
+    run.one(IoInsn::outs(Width::Dword), 1, 1, memory)?;
+    for outs in IoInsn::strings().filter(|insn| insn.direction == Direction::Out) {
+        let ins = IoInsn { direction: Direction::In, ..outs };
+        let bytes = usize::from(outs.width.bytes());
+        for &elements in counts(outs, &[ELEMENTS, 0]) {
             let len = elements as usize * bytes;
-            let data: [u8; 32] = core::array::from_fn(|n| (n * 37 + bytes + len) as u8);
-            let mut memory = data;
-            run.one(outs, rcx, elements, &mut memory)?;
-            let (mut is, mut should_be) = ([0xaa; 32], [0xaa; 32]);
-            run.one(ins, rcx, elements, &mut is)?;
-            for element in should_be[..len].chunks_exact_mut(bytes) {
-                element.copy_from_slice(&data[len - bytes..len]);
+            memory.iter_mut().enumerate().for_each(|(n, byte)| *byte = (n * 37 + bytes + len) as u8);
+            if let Some(last) = memory[..len].chunks_exact(bytes).last() {
+                latch[..bytes].copy_from_slice(last);
             }
-            if let Some(at) = (0..is.len()).find(|&at| is[at] != should_be[at]) {
-                let first = Mismatch { register: "memory", is: is[at].into(), should_be: should_be[at].into() };
-                return Err(Failure::Registers { access: run.access, insn: ins, port: PORT, first });
-            }
+            run.one(outs, elements, elements, memory)?;
+            let mut expected = [0xaa; MEMORY];
+            memory.fill(0xaa);
+            expected[..len].chunks_exact_mut(bytes).for_each(|element| element.copy_from_slice(&latch[..bytes]));
+            run.one(ins, elements, elements, memory)?;
+            run.memory(ins, memory, &expected)?;
         }
     }
     Ok(run.access)
 }
 
-/// REP OUTSB without privilege: a fault before the first element.
-pub fn refused(engine: &mut dyn Engine) -> Result<(), Failure> {
-    let insn = IoInsn::rep_outs(Width::Byte);
-    let mut run = Run { engine, rng: Rng::new(0), access: 0 };
-    match run.one(insn, Some(ELEMENTS), 0, &mut [0; 32]) {
-        Err(Failure::Refused { .. }) => Ok(()),
-        Err(other) => Err(other),
-        Ok(()) => Err(Failure::Permitted { access: 1, insn, port: PORT }),
+/// How many elements a form can be told to move: as many as wanted, or one.
+pub fn counts(insn: IoInsn, with_rep: &[u64]) -> &[u64] {
+    match insn.port {
+        PortOperand::String { rep: true, .. } => with_rep,
+        _ => &[1],
     }
 }
 
-struct Run<'a> {
-    engine: &'a mut dyn Engine,
-    rng: Rng,
-    access: u64,
+/// REP OUTSB without privilege: a fault before the first element, and also if there is none.
+pub fn refused(engine: &mut dyn Engine) -> Result<u64, Failure> {
+    let mut run = Strings::new(engine, PORT, 0);
+    let insn = IoInsn::rep_outs(Width::Byte);
+    for count in [ELEMENTS, 0] {
+        match run.one(insn, count, 0, &mut [0; MEMORY]) {
+            Err(Failure::Refused { .. }) => {}
+            Err(other) => return Err(other),
+            Ok(()) => return Err(Failure::Permitted { access: run.access, insn, port: PORT }),
+        }
+    }
+    Ok(run.access)
 }
 
-impl Run<'_> {
+/// String instructions at one port, counted.
+pub struct Strings<'a> {
+    pub engine: &'a mut dyn Engine,
+    pub access: u64,
+    rng: Rng,
+    port: u16,
+    df: u64,
+}
+
+impl<'a> Strings<'a> {
+    pub fn new(engine: &'a mut dyn Engine, port: u16, df: u64) -> Self {
+        Self { engine, access: 0, rng: Rng::new(0), port, df }
+    }
+
     /// One instruction, and the registers after it.
-    fn one(&mut self, insn: IoInsn, rcx: Option<u64>, elements: u64, memory: &mut [u8]) -> Result<(), Failure> {
+    pub fn one(&mut self, insn: IoInsn, count: u64, elements: u64, memory: &mut [u8]) -> Result<(), Failure> {
         self.access += 1;
-        let mut before = self.rng.gprs();
-        before.rdx = before.rdx & !0xffff | u64::from(PORT);
-        if let Some(rcx) = rcx {
-            before.rcx = rcx;
-        }
-        let mut after = Gprs { rflags: Gprs::FLAGS_AT_IO, ..before };
-        let moved = elements * u64::from(insn.width.bytes());
-        match insn.direction {
-            ioemul::Direction::In => after.rdi = after.rdi.wrapping_add(moved),
-            _ => after.rsi = after.rsi.wrapping_add(moved),
-        }
-        if rcx.is_some() {
-            after.rcx = 0;
-        }
-        let (access, port) = (self.access, PORT);
+        let before = string_registers(&mut self.rng, insn, self.port, count);
+        let mut after = after_elements(insn, &before, elements);
+        after.rflags = Gprs::FLAGS_AT_IO | self.df;
+        let (access, port) = (self.access, self.port);
         let mut gprs = before;
         match self.engine.execute_string(insn, &mut gprs, memory) {
-            Ok(()) => compare(&gprs, &after, Gprs::STATUS_FLAGS),
+            Ok(()) => compare(&gprs, &after, Gprs::STATUS_FLAGS | DF),
             Err(Refused) => {
                 compare(&gprs, &before, u64::MAX).map_err(|first| Failure::Registers { access, insn, port, first })?;
                 return Err(Failure::Refused { access, insn, port });
             }
         }
         .map_err(|first| Failure::Registers { access, insn, port, first })
+    }
+
+    /// The memory after an INS.
+    pub fn memory(&self, insn: IoInsn, is: &[u8], should_be: &[u8]) -> Result<(), Failure> {
+        let Some((is, should_be)) = is.iter().zip(should_be).find(|(is, should_be)| is != should_be) else {
+            return Ok(());
+        };
+        let first = Mismatch { register: "memory", is: (*is).into(), should_be: (*should_be).into() };
+        Err(Failure::Registers { access: self.access, insn, port: self.port, first })
+    }
+}
+
+/// Random registers, for so many elements. With 32-bit addresses the upper half of RCX is random, too.
+pub fn string_registers(rng: &mut Rng, insn: IoInsn, port: u16, count: u64) -> Gprs {
+    let mut gprs = rng.gprs();
+    gprs.rdx = gprs.rdx & !0xffff | u64::from(port);
+    if let PortOperand::String { rep: true, addr32 } = insn.port {
+        gprs.rcx = if addr32 { gprs.rcx & !0xffff_ffff | count } else { count };
+    }
+    gprs
+}
+
+/// The registers when so many elements have been moved. The results of 32-bit addressing are zero-extended, once there is
+/// a first element.
+pub fn after_elements(insn: IoInsn, before: &Gprs, elements: u64) -> Gprs {
+    let mut after = *before;
+    if elements == 0 {
+        return after;
+    }
+    let written = |value: u64| if is_addr32(insn) { value & 0xffff_ffff } else { value };
+    let moved = elements * u64::from(insn.width.bytes());
+    match insn.direction {
+        Direction::In => after.rdi = written(before.rdi.wrapping_add(moved)),
+        _ => after.rsi = written(before.rsi.wrapping_add(moved)),
+    }
+    if matches!(insn.port, PortOperand::String { rep: true, .. }) {
+        after.rcx = written(before.rcx.wrapping_sub(elements));
+    }
+    after
+}
+
+/// Calls the stubs of another engine with DF set.
+struct Backwards<'a> {
+    engine: &'a mut dyn Engine,
+    /// DF was clear after a call.
+    lost: bool,
+}
+
+impl Engine for Backwards<'_> {
+    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+        let entry = self.engine.entry(insn, gprs).ok_or(Refused)?;
+        // SAFETY: the address is that of a stub; the machine is ours, and the registers point to our memory.
+        let (result, flags) = unsafe { call_with_df(entry, gprs) };
+        self.lost |= flags & DF == 0;
+        if result == 0 { Ok(()) } else { Err(Refused) }
     }
 }

@@ -68,8 +68,9 @@ impl Slot {
     }
 }
 
-impl Engine for Slot {
-    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+impl Slot {
+    /// Puts the stub for an access into the slot; returns its address.
+    fn emit(&mut self, insn: IoInsn, gprs: &Gprs) -> u64 {
         // SAFETY: the promise made to `new`.
         let (_, slot) = unsafe { &mut *self.memory }.split_at_mut(HELPERS);
         let va = slot.as_ptr().expose_provenance() as u64;
@@ -79,8 +80,18 @@ impl Engine for Slot {
         if self.style.broken {
             sabotage(&mut slot[..len]);
         }
+        assert!(
+            self.style.hardened.is_none() || slot.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]),
+            "the stub does not start with ENDBR64"
+        );
+        va
+    }
+}
+
+impl Engine for Slot {
+    fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+        let va = self.emit(insn, gprs);
         if let Some(thunk) = self.style.hardened {
-            assert!(slot.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]), "the stub does not start with ENDBR64");
             let before = (thunk.count)();
             // SAFETY: see `call`.
             unsafe { call(va, gprs) };
@@ -90,6 +101,10 @@ impl Engine for Slot {
             unsafe { call(va, gprs) };
         }
         Ok(())
+    }
+
+    fn entry(&mut self, insn: IoInsn, gprs: &Gprs) -> Option<u64> {
+        Some(self.emit(insn, gprs))
     }
 }
 
@@ -116,6 +131,10 @@ impl Engine for Table {
         unsafe { call(self.0.resolve(insn, gprs), gprs) };
         Ok(())
     }
+
+    fn entry(&mut self, insn: IoInsn, gprs: &Gprs) -> Option<u64> {
+        Some(self.0.resolve(insn, gprs))
+    }
 }
 
 /// Runs a stub.
@@ -128,6 +147,24 @@ unsafe fn call(entry: u64, gprs: &mut Gprs) {
     let entry: extern "sysv64" fn(*mut Gprs) -> u64 =
         unsafe { core::mem::transmute(core::ptr::with_exposed_provenance::<u8>(entry as usize)) };
     entry(gprs);
+}
+
+/// Runs a stub with the caller's DF set, against the psABI. Returns what the stub does in RAX (0: no fault), and RFLAGS as
+/// they are afterwards.
+///
+/// # Safety
+///
+/// As for `call`.
+pub unsafe fn call_with_df(entry: u64, gprs: &mut Gprs) -> (u64, u64) {
+    let (result, flags);
+    // SAFETY: the caller's promise: a function of this signature. DF is clear before Rust goes on.
+    unsafe {
+        core::arch::asm!(
+            "std", "call {entry}", "pushfq", "pop rdi", "cld",
+            entry = in(reg) entry, inout("rdi") &raw mut *gprs => flags, lateout("rax") result, clobber_abi("sysv64"),
+        )
+    };
+    (result, flags)
 }
 
 /// Makes `mov [rdi + r14], r14` store R13 in R14's place.

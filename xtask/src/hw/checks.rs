@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use hw_shared::{CHECKS, Check, Mode, Params, Place};
+use hw_shared::{CHECKS, Check, Machine, Mode, Params, Place};
 use ioemul::Layout;
 
 use super::guests::Image;
@@ -15,21 +15,36 @@ const SMIS: u64 = 500;
 
 /// Runs everything and prints the report; whether all is good.
 pub fn run(linux: &Image, ring0: &Image, seed: u64) -> Result<bool> {
-    let mut guests = Vec::new();
-    for image in [linux, ring0] {
-        for control in [false, true] {
-            let setup = if control { Setup::Bare } else { Setup::ProLiant };
-            let params = Params { mode: Mode::Checks, seed, count: SMIS, seconds: 0, control, proliant: !control };
-            guests.extend(["pc", "q35"].map(|machine| Guest { machine, setup, image, params }));
-        }
-    }
-    let outputs = qemu::run_all(&guests)?;
-    let runs: Vec<_> = guests.iter().zip(&outputs).map(|(guest, output)| Run::new(guest, output)).collect();
+    let runs = [(linux, false), (linux, true), (ring0, false), (ring0, true)];
+    let runs = runs.into_iter().flat_map(|(image, control)| ["pc", "q35"].map(|machine| (image, control, machine)));
+    // The guests of one run together run all checks.
+    let guests: Vec<Vec<Guest>> = runs
+        .map(|(image, control, machine)| {
+            let setups: &[_] = match (image, control) {
+                (_, true) => &[(Setup::Bare, Machine::Usual)],
+                (Image::Linux { .. }, false) => &[
+                    (Setup::ProLiant, Machine::Usual),
+                    (Setup::LockedDown, Machine::LockedDown),
+                    (Setup::Busy, Machine::Busy),
+                ],
+                (_, false) => &[(Setup::ProLiant, Machine::Usual)],
+            };
+            let guest = |&(setup, kind)| {
+                let mode = Mode::Checks(kind);
+                let params = Params { mode, seed, count: SMIS, seconds: 0, control, proliant: !control };
+                Guest { machine, setup, image, params }
+            };
+            setups.iter().map(guest).collect()
+        })
+        .collect();
+    let mut outputs = qemu::run_all(&guests.concat())?.into_iter();
+    let outputs: Vec<Vec<Output>> = guests.iter().map(|run| outputs.by_ref().take(run.len()).collect()).collect();
+    let runs: Vec<_> = guests.iter().zip(&outputs).map(|(guests, outputs)| Run::new(guests, outputs)).collect();
     print!("{}", Report(&runs));
     Ok(runs.iter().all(Run::good))
 }
 
-/// What one machine reported.
+/// What one machine reported, in all its guises.
 pub struct Run {
     pub machine: &'static str,
     pub place: Place,
@@ -38,6 +53,8 @@ pub struct Run {
     pub wall: Duration,
     /// By check and layout.
     pub cells: Vec<[Cell; LAYOUTS.len()]>,
+    /// What the guests want to be shown, by check.
+    pub shown: Vec<Vec<String>>,
     /// Trouble that belongs to no check.
     pub trouble: Option<String>,
 }
@@ -67,13 +84,25 @@ impl Cell {
 }
 
 impl Run {
-    /// Sorts out what the guest wrote. What is expected and absent has failed.
-    fn new(guest: &Guest, output: &Output) -> Self {
-        let place = if matches!(guest.image, Image::Ring0 { .. }) { Place::Ring0 } else { Place::Ring3 };
-        let lines = output.lines();
+    /// Sorts out what the guests wrote. What is expected and absent has failed.
+    fn new(guests: &[Guest], outputs: &[Output]) -> Self {
+        let Guest { machine, image, params, .. } = guests[0];
+        let place = if matches!(image, Image::Ring0 { .. }) { Place::Ring0 } else { Place::Ring3 };
+        let lines: Vec<_> = outputs.iter().flat_map(Output::lines).collect();
         let cells = CHECKS.iter().map(|check| LAYOUTS.map(|layout| cell(&lines, place, check, layout))).collect();
-        let (machine, control) = (guest.machine, guest.params.control);
-        Self { machine, place, control, wall: output.wall, cells, trouble: output.trouble() }
+        let shown = CHECKS.iter().map(|check| {
+            let lines = lines.iter().filter_map(|line| line.strip_prefix(&["shown", check.name]));
+            lines.map(|line| line.join("|")).collect()
+        });
+        Self {
+            machine,
+            place,
+            control: params.control,
+            wall: outputs.iter().map(|output| output.wall).sum(),
+            cells,
+            shown: shown.collect(),
+            trouble: outputs.iter().find_map(Output::trouble),
+        }
     }
 
     /// Machine and place.
@@ -99,11 +128,13 @@ impl Run {
     pub fn bad_cells(&self) -> impl Iterator<Item = (&'static Check, Layout, &Cell)> {
         let cells = CHECKS.iter().zip(&self.cells);
         let cells = cells.flat_map(|(check, row)| LAYOUTS.iter().zip(row).map(move |(l, cell)| (check, *l, cell)));
-        cells.filter(|(check, _, cell)| match cell {
+        cells.filter(|(check, layout, cell)| match cell {
             Cell::None => false,
             Cell::Passed(_) => self.control,
             // In a control every variant has to fail.
-            Cell::Failed { variants, .. } => !self.control || variants.len() < check.kind.variants(self.place).len(),
+            Cell::Failed { variants, .. } => {
+                !self.control || variants.len() < check.kind.variants(self.place, *layout).len()
+            }
         })
     }
 
@@ -114,7 +145,7 @@ impl Run {
 }
 
 fn cell(lines: &[Vec<&str>], place: Place, check: &Check, layout: Layout) -> Cell {
-    let variants = check.kind.variants(place);
+    let variants = check.kind.variants(place, layout);
     if variants.is_empty() {
         return Cell::None;
     }

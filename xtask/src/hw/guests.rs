@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
-use hw_shared::Params;
+use hw_shared::{EXAMPLES, Machine, Mode, Params};
 
 use super::{host, initramfs, kernel};
 
@@ -14,7 +14,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Something for QEMU to boot.
 pub enum Image {
-    /// Debian's kernel, and ours as its only process.
+    /// Debian's kernel, and ours as its first process.
     Linux { kernel: PathBuf, initramfs: PathBuf },
     /// The freestanding image.
     Ring0 { kernel: PathBuf },
@@ -33,15 +33,20 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
-    /// Debian's kernel with an initramfs of one static program.
+    /// Debian's kernel with an initramfs of static programs: ours, and the library's examples.
     pub fn linux() -> Result<Self> {
         let target = host::scratch()?.join("guest");
         let mut cargo = cargo_build(&host::workspace()?);
         cargo.args(["--package", "hw-guest", "--target-dir"]).arg(&target);
-        host::build(cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"))?;
-        let init = fs::read(target.join(TARGET).join("release/hw-guest"))?;
+        // Stripped: unpacking them takes the guest longer than running them.
+        host::build(cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Cstrip=symbols"))?;
+        let program = |name: &str| fs::read(target.join(TARGET).join("release").join(name));
+        let mut files = vec![("init".to_owned(), program("hw-guest")?)];
+        for example in &EXAMPLES {
+            files.push((format!("bin/{}", example.name), program(example.name)?));
+        }
         let initramfs = host::scratch()?.join("initramfs.cpio");
-        fs::write(&initramfs, initramfs::pack(&init))?;
+        fs::write(&initramfs, initramfs::pack(&files))?;
         Ok(Image::Linux { kernel: kernel::vmlinux()?, initramfs })
     }
 
@@ -77,7 +82,11 @@ impl Image {
     /// The part of QEMU's command line that boots this.
     pub fn arguments(&self, params: &Params) -> Vec<String> {
         let path = |path: &Path| path.display().to_string();
-        let linux = |console| format!("console={console} quiet panic=-1 {params}");
+        let lockdown = match params.mode {
+            Mode::Checks(Machine::LockedDown) => "lockdown=integrity ",
+            _ => "",
+        };
+        let linux = |console| format!("console={console} quiet panic=-1 {lockdown}{params}");
         let arguments: [(&str, String); 3] = match self {
             Image::Linux { kernel, initramfs } => {
                 [("-kernel", path(kernel)), ("-append", linux("ttyS0")), ("-initrd", path(initramfs))]

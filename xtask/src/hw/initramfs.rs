@@ -1,12 +1,14 @@
-//! An initramfs of one program, in the cpio format "newc".
+//! An initramfs, in the cpio format "newc".
 
-/// Packs `init` and the directories that it mounts things on.
-pub fn pack(init: &[u8]) -> Vec<u8> {
+/// Packs programs, by their paths, behind the directories that they are in and that are mounted on.
+pub fn pack(programs: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Vec::new();
-    for directory in ["dev", "proc", "sys"] {
+    for directory in ["bin", "dev", "proc", "sys"] {
         entry(&mut archive, directory, 0o040_755, &[]);
     }
-    entry(&mut archive, "init", 0o100_755, init);
+    for (path, program) in programs {
+        entry(&mut archive, path, 0o100_755, program);
+    }
     entry(&mut archive, "TRAILER!!!", 0, &[]);
     archive
 }
@@ -34,7 +36,7 @@ fn pad(archive: &mut Vec<u8>) {
 mod tests {
     #[test]
     fn every_header_is_aligned_and_the_trailer_is_last() {
-        let archive = super::pack(b"12345");
+        let archive = super::pack(&[("init".to_owned(), b"12345".to_vec())]);
         assert!(archive.starts_with(b"070701"));
         assert_eq!(archive.len() % 4, 0);
         let init = archive.windows(5).position(|w| w == b"init\0").unwrap();

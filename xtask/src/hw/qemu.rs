@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use hw_shared::{DMI_PRODUCT, DMI_VENDOR, Params};
+use hw_shared::{DMI_PRODUCT, DMI_VENDOR, Mode, Params};
 
 use super::guests::Image;
 use super::host;
@@ -21,11 +21,16 @@ pub enum Setup {
     ProLiant,
     /// The same devices in a machine of another make.
     OtherMake,
+    /// A ProLiant whose mailbox stays busy.
+    Busy,
+    /// Two processors, no devices.
+    LockedDown,
     /// No devices, or such as answer differently, in a machine of another make: every check must fail.
     Bare,
 }
 
 /// One run of one machine.
+#[derive(Clone)]
 pub struct Guest<'a> {
     /// `pc` or `q35`.
     pub machine: &'static str,
@@ -48,23 +53,28 @@ impl Guest<'_> {
     fn arguments(&self) -> Vec<String> {
         let Self { machine, setup, image, .. } = self;
         let memory = hw_shared::model::MEMORY >> 20;
+        let processors = if *setup == Setup::LockedDown { 2 } else { 1 };
         let mut arguments = words(&format!(
-            "-accel tcg -smp 1 -m {memory} -nodefaults -no-user-config -display none -serial stdio -no-reboot \
+            "-accel tcg,thread=single -smp {processors} -m {memory} -nodefaults -no-user-config -display none -serial stdio -no-reboot \
              -chardev null,id=null"
         ));
         arguments.extend(words(&match setup {
             Setup::ProLiant | Setup::OtherMake => format!(
                 "-M {machine},vmport=on -uuid 00112233-4455-6677-8899-aabbccddeeff -rtc base=2031-05-06T07:08:09 \
-                 -device pc-testdev -device pci-testdev,addr=1d.0 \
+                 -device pc-testdev -device pci-testdev,addr=1d.0 -chardev null,id=com2 -device isa-serial,iobase=0x2f8,irq=3,chardev=com2 \
                  -device isa-debugcon,iobase=0xcd4,readback=0x51,chardev=null"
             ),
+            Setup::Busy => {
+                format!("-M {machine},vmport=off -device isa-debugcon,iobase=0xcd4,readback=0xd1,chardev=null")
+            }
+            Setup::LockedDown => format!("-M {machine},vmport=off"),
             Setup::Bare => {
                 format!("-M {machine},vmport=off -device isa-debugcon,iobase=0xcd4,readback=0x15,chardev=null")
             }
         }));
         // The quirk wants vendor and product: a machine of another make lacks one of them.
         let (vendor, product) = match (setup, *machine) {
-            (Setup::ProLiant, _) => (DMI_VENDOR, DMI_PRODUCT),
+            (Setup::ProLiant | Setup::Busy, _) => (DMI_VENDOR, DMI_PRODUCT),
             (_, "q35") => (DMI_VENDOR, "Compaq dc7900"),
             _ => ("Contoso", DMI_PRODUCT),
         };
@@ -78,7 +88,11 @@ impl Guest<'_> {
     fn name(&self) -> String {
         let Self { machine, setup, image, params } = self;
         let control = if params.control { "-control" } else { "" };
-        format!("{machine}-{setup:?}-{image:?}-{:?}{control}", params.mode).to_lowercase()
+        let mode = match params.mode {
+            Mode::Checks(_) => "checks".to_owned(),
+            mode => format!("{mode:?}"),
+        };
+        format!("{machine}-{setup:?}-{image:?}-{mode}{control}").to_lowercase()
     }
 
     /// Runs the machine until it ends; a minute longer than it was told to, at most.

@@ -11,7 +11,7 @@ use super::checks::{Cell, LAYOUTS, Run};
 pub struct Report<'a>(pub &'a [Run]);
 
 /// Width of the column of names.
-const NAME: usize = 26;
+const NAME: usize = 28;
 
 /// How many failures of a machine are spelled out.
 const DETAILS: usize = 8;
@@ -21,6 +21,7 @@ impl fmt::Display for Report<'_> {
         let (controls, runs): (Vec<_>, Vec<_>) = self.0.iter().partition(|run| run.control);
         self.checks(f, &runs)?;
         self.controls(f, &controls)?;
+        self.shown(f, &runs)?;
         self.failures(f)?;
         self.totals(f)
     }
@@ -34,8 +35,9 @@ impl Report<'_> {
         )?;
         writeln!(
             f,
-            "the emulator and the table, in ring 0 through a slot, a table, and a slot with ENDBR64 and a return thunk.\n"
+            "the emulator and the table, in ring 0 through a slot, a table, and a slot with ENDBR64 and a return thunk."
         )?;
+        writeln!(f, "-: not a matter of the layout, or not of ring 0.\n")?;
         let heads: Vec<_> = runs.iter().map(|run| format!(" | {:23}", run.name())).collect();
         let names: String = LAYOUTS.iter().map(|layout| format!(" {:5}", abbreviation(*layout))).collect();
         writeln!(f, "{:NAME$}{}", "", heads.concat().trim_end())?;
@@ -68,7 +70,7 @@ impl Report<'_> {
         for (index, check) in CHECKS.iter().enumerate() {
             let mut row = format!("{:NAME$}", check.name);
             for run in controls {
-                let expected = check.kind.variants(run.place).len() * LAYOUTS.len();
+                let expected: usize = LAYOUTS.iter().map(|layout| check.kind.variants(run.place, *layout).len()).sum();
                 let failed: usize = run.cells[index].iter().map(|cell| cell.failed().len()).sum();
                 let word = match (expected, failed) {
                     (0, _) => "-".to_owned(),
@@ -82,6 +84,16 @@ impl Report<'_> {
                 _ => None,
             });
             writeln!(f, "{row} | {}", why.unwrap_or("nothing fails"))?;
+        }
+        Ok(())
+    }
+
+    /// What guests printed themselves, from the first that has it.
+    fn shown(&self, f: &mut fmt::Formatter<'_>, runs: &[&Run]) -> fmt::Result {
+        for (index, check) in CHECKS.iter().enumerate() {
+            let Some(run) = runs.iter().find(|run| !run.shown[index].is_empty()) else { continue };
+            writeln!(f, "\n{}, on {}", check.name, run.name())?;
+            run.shown[index].iter().try_for_each(|line| writeln!(f, "{}", format!("  {line}").trim_end()))?;
         }
         Ok(())
     }
