@@ -16,6 +16,9 @@
 //! The handler is installed when the first table with recovery is built, for the whole process, to run on the alternate signal stack
 //! where a thread has one. A program with a handler of its own either installs it before (it is then chained to), or
 //! builds its tables [without recovery](crate::StubTableBuilder::fault_recovery) and calls [`recover`].
+//!
+//! What a previous handler does is its own affair. Rust's own, for one, sets the default action when it is shown a SIGSEGV
+//! that somebody sent with `kill`, and returns: from then on nobody recovers anything.
 
 use crate::arena::{Arena, QuirkStub};
 

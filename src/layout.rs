@@ -74,7 +74,7 @@ pub(crate) enum Backend {
 }
 
 /// Everything that decides a stub's bytes, but for the instruction.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StubStyle {
     pub layout: Layout,
     pub backend: Backend,

@@ -137,8 +137,9 @@ impl CodeSink for Payload<'_> {
 /// How many bytes a payload has on the stack, by offset into the payload.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StackMap {
-    /// From this offset on, that many bytes. In the order of the offsets; the first `len` are in use.
-    steps: [(u16, u8); Self::MAX],
+    /// From this offset on, so many bytes. In the order of the offsets; the first `len` are in use.
+    offsets: [u16; Self::MAX],
+    depths: [u8; Self::MAX],
     len: u8,
     /// A push or pop that does not fit: the payload is refused.
     invalid: bool,
@@ -149,8 +150,8 @@ impl StackMap {
     const MAX: usize = 16;
 
     pub fn depth_at(&self, offset: usize) -> u8 {
-        let in_force = self.steps[..usize::from(self.len)].iter().rev().find(|step| usize::from(step.0) <= offset);
-        in_force.map_or(0, |step| step.1)
+        let in_force = self.offsets[..usize::from(self.len)].iter().rposition(|from| usize::from(*from) <= offset);
+        in_force.map_or(0, |step| self.depths[step])
     }
 
     /// Whether every push and pop could be recorded, and they cancel out.
@@ -161,9 +162,9 @@ impl StackMap {
     fn change(&mut self, offset: usize, by: i16) {
         let depth = u8::try_from(i16::from(self.depth_at(offset)) + by);
         // A word of head room: the depth is added to the layout's, and both have to fit a byte.
-        match (self.steps.get_mut(usize::from(self.len)), u16::try_from(offset), depth) {
-            (Some(step), Ok(offset), Ok(depth @ 0..=240)) => {
-                *step = (offset, depth);
+        match (usize::from(self.len), u16::try_from(offset), depth) {
+            (step @ 0..Self::MAX, Ok(offset), Ok(depth @ 0..=240)) => {
+                (self.offsets[step], self.depths[step]) = (offset, depth);
                 self.len += 1;
             }
             _ => self.invalid = true,

@@ -14,13 +14,17 @@
 //! # Ok::<(), ioemul::EmitError>(())
 //! ```
 
-use arrayvec::ArrayVec;
-
 use crate::arena::{Arena, Fixup, QuirkStub};
 use crate::helpers::{Returns, emit_helpers};
 use crate::layout::{Backend, StubStyle};
 use crate::stub::{StubShape, emit_stub as emit};
-use crate::{CodeSink, Gprs, Helper, IoInsn, Layout, Quirk, Ring};
+use crate::{Gprs, Helper, IoInsn, Layout, Quirk, Ring};
+
+mod sink;
+mod template;
+
+use sink::{SlotSink, Targets, with_thunk};
+use template::Template;
 
 /// What a hardened host wants of the code, and the quirk to apply.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,7 +99,7 @@ pub enum EmitError {
 }
 
 /// The helpers of a layout, emitted by the caller, shared by any number of stubs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Helpers {
     layout: Layout,
     va: u64,
@@ -103,6 +107,8 @@ pub struct Helpers {
     targets: Targets,
     /// Address of the epilogue that stubs without one of their own share.
     epilogue: Option<u64>,
+    /// The stub that all forms of IN and OUT have in common.
+    template: Option<Template>,
 }
 
 impl Helpers {
@@ -130,7 +136,8 @@ impl Helpers {
             let epilogue = emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64));
             Ok((epilogue, sink.helpers))
         })?;
-        Ok(Self { layout, va, len, targets, epilogue })
+        let template = Template::new(&options.style(layout), va, targets);
+        Ok(Self { layout, va, len, targets, epilogue, template })
     }
 
     /// The layout that these helpers are for.
@@ -178,10 +185,16 @@ pub fn emit_stub_with(
     helpers: &Helpers,
     options: &SlotOptions,
 ) -> Result<usize, EmitError> {
-    let (shape, _) = emit_checked(slot, va, with_thunk(helpers.targets, options), |sink| {
-        checked_stub(sink, insn, helpers, options)
+    // What a hypervisor with a slot for each CPU does for every access.
+    if let (None, false, Some(template)) = (&options.quirk, insn.is_string(), &helpers.template)
+        && template.is_for(&options.style(helpers.layout), options.return_thunk)
+    {
+        return template.write(slot, va, insn);
+    }
+    let ((), len) = emit_checked(slot, va, with_thunk(helpers.targets, options), |sink| {
+        checked_stub(sink, insn, helpers, options).map(|_| ())
     })?;
-    Ok(shape.len)
+    Ok(len)
 }
 
 /// Where a fault at `rip` resumes, for a stub that [`emit_stub_with`] emitted with these arguments. `None`: `rip` is not
@@ -275,203 +288,25 @@ pub(crate) fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), Emit
     }
 }
 
-/// Code up to this length is written aside first. Any stub without a quirk is shorter.
-const ASIDE: usize = 192;
-
-/// Emits, checks everything, and only then writes to `buf`: short code is copied from where it was written aside, long
-/// code emitted once more. Returns the result of `emit` and the number of bytes.
-#[inline]
+/// Runs `emit` without memory, checks everything, and then once more to write. Returns its result and the number of bytes.
 fn emit_checked<T>(
     buf: &mut [u8],
     va: u64,
     targets: Targets,
     emit: impl Fn(&mut SlotSink<'_>) -> Result<T, EmitError>,
 ) -> Result<(T, usize), EmitError> {
-    let mut aside = [0; ASIDE];
-    let mut sink = SlotSink::new(&mut aside, va, targets);
+    let mut dry = SlotSink::new(&mut [], va, targets);
+    emit(&mut dry)?;
+    let len = dry.finish()?;
+    let mut sink = SlotSink::new(room(buf, va, len)?, va, targets);
     let result = emit(&mut sink)?;
-    let len = sink.finish()?;
-    let available = buf.len();
-    let Some(room) = buf.get_mut(..len) else {
-        return Err(EmitError::SlotTooSmall { needed: len, available });
-    };
-    if va.checked_add(len as u64).is_none() {
-        return Err(EmitError::AddressOverflow { va, len });
-    }
-    match aside.get(..len) {
-        Some(code) => room.copy_from_slice(code),
-        None => {
-            let mut sink = SlotSink::new(room, va, targets);
-            emit(&mut sink)?;
-            sink.finish()?;
-        }
-    }
+    sink.finish()?;
     Ok((result, len))
 }
 
-/// The addresses of helpers.
-type Targets = [Option<u64>; Helper::COUNT];
-
-fn with_thunk(mut targets: Targets, options: &SlotOptions) -> Targets {
-    targets[Helper::ReturnThunk as usize] = options.return_thunk;
-    targets
-}
-
-/// What a branch goes to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Label {
-    Local(&'static str),
-    Helper(Helper),
-}
-
-impl Label {
-    fn name(self) -> &'static str {
-        match self {
-            Label::Local(name) => name,
-            Label::Helper(helper) => helper.name(),
-        }
-    }
-}
-
-/// Local labels, and forward references that may be open at once: no payload needs more than a couple.
-const MAX_LOCALS: usize = 8;
-const MAX_PENDING: usize = 8;
-
-/// A reference that waits for its label.
-#[derive(Clone, Copy)]
-struct Pending {
-    label: Label,
-    /// The field, as an offset into the code, and its size.
-    field: usize,
-    size: usize,
-    /// What the displacement is relative to, less the target's own offset.
-    base: u64,
-}
-
-/// Writes to a slice as far as it reaches and counts on past its end.
-struct SlotSink<'a> {
-    buf: &'a mut [u8],
-    va: u64,
-    len: usize,
-    helpers: Targets,
-    /// The local labels defined so far, the latest last.
-    locals: ArrayVec<(&'static str, u64), MAX_LOCALS>,
-    pending: ArrayVec<Pending, MAX_PENDING>,
-    error: Option<EmitError>,
-}
-
-impl<'a> SlotSink<'a> {
-    fn new(buf: &'a mut [u8], va: u64, helpers: Targets) -> Self {
-        Self { buf, va, len: 0, helpers, locals: ArrayVec::new(), pending: ArrayVec::new(), error: None }
-    }
-
-    /// The length, or the first thing that went wrong.
-    fn finish(self) -> Result<usize, EmitError> {
-        match (self.error, self.pending.first()) {
-            (Some(error), _) => Err(error),
-            (None, Some(pending)) => Err(EmitError::Label { label: pending.label.name() }),
-            (None, None) => Ok(self.len),
-        }
-    }
-
-    fn here(&self) -> u64 {
-        self.va.wrapping_add(self.len as u64)
-    }
-
-    fn fail(&mut self, error: EmitError) {
-        self.error.get_or_insert(error);
-    }
-
-    /// Writes target − base into the field.
-    #[inline]
-    fn patch(&mut self, field: usize, size: usize, base: u64, target: u64, label: Label) {
-        let displacement = target.wrapping_sub(base) as i64;
-        let fits = match size {
-            1 => i8::try_from(displacement).is_ok(),
-            _ => i32::try_from(displacement).is_ok(),
-        };
-        if !fits {
-            return self.fail(match label {
-                Label::Local(label) => EmitError::Label { label },
-                Label::Helper(_) => EmitError::HelperOutOfRange { displacement },
-            });
-        }
-        if let Some(bytes) = self.buf.get_mut(field..field + size) {
-            bytes.copy_from_slice(&displacement.to_le_bytes()[..size]);
-        }
-    }
-
-    #[inline]
-    fn reloc(&mut self, label: Label, known: Option<u64>, target_offset: isize, offsets: (u8, u8), kind: u8) {
-        // dynasm's encoding: 0 is a byte, 2 a doubleword, both relative. No emitter here uses another.
-        let size = if kind == 0 { 1 } else { 4 };
-        let field = self.len - usize::from(offsets.0);
-        let base = self.here().wrapping_sub(u64::from(offsets.1)).wrapping_sub(target_offset as u64);
-        match known {
-            Some(target) => self.patch(field, size, base, target, label),
-            None => {
-                if self.pending.try_push(Pending { label, field, size, base }).is_err() {
-                    self.fail(EmitError::Label { label: label.name() });
-                }
-            }
-        }
-    }
-
-    /// Resolves what waited for this label. Returns its address.
-    fn settle(&mut self, label: Label) -> u64 {
-        let target = self.here();
-        let mut at = 0;
-        while let Some(&Pending { label: wanted, field, size, base }) = self.pending.get(at) {
-            if wanted == label {
-                self.patch(field, size, base, target, label);
-                self.pending.swap_remove(at);
-            } else {
-                at += 1;
-            }
-        }
-        target
-    }
-}
-
-impl CodeSink for SlotSink<'_> {
-    fn offset(&self) -> usize {
-        self.len
-    }
-
-    #[inline(always)]
-    fn extend(&mut self, bytes: &[u8]) {
-        if let Some(room) = self.buf.get_mut(self.len..self.len + bytes.len()) {
-            room.copy_from_slice(bytes);
-        }
-        self.len += bytes.len();
-    }
-
-    fn local_label(&mut self, name: &'static str) {
-        let here = self.settle(Label::Local(name));
-        self.locals.retain(|label| label.0 != name);
-        if self.locals.try_push((name, here)).is_err() {
-            self.fail(EmitError::Label { label: name });
-        }
-    }
-
-    fn dynamic_label(&mut self, helper: Helper) {
-        self.helpers[helper as usize] = Some(self.settle(Label::Helper(helper)));
-    }
-
-    fn forward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        self.reloc(Label::Local(name), None, target_offset, (field_offset, ref_offset), kind);
-    }
-
-    fn backward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        match self.locals.iter().find(|label| label.0 == name).map(|label| label.1) {
-            Some(va) => self.reloc(Label::Local(name), Some(va), target_offset, (field_offset, ref_offset), kind),
-            None => self.fail(EmitError::Label { label: name }),
-        }
-    }
-
-    #[inline]
-    fn dynamic_reloc(&mut self, helper: Helper, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        let known = self.helpers[helper as usize];
-        self.reloc(Label::Helper(helper), known, target_offset, (field_offset, ref_offset), kind);
-    }
+/// The memory for `len` bytes of code.
+fn room(buf: &mut [u8], va: u64, len: usize) -> Result<&mut [u8], EmitError> {
+    let available = buf.len();
+    let room = buf.get_mut(..len).ok_or(EmitError::SlotTooSmall { needed: len, available })?;
+    va.checked_add(len as u64).map(|_| room).ok_or(EmitError::AddressOverflow { va, len })
 }

@@ -6,8 +6,8 @@ mod common;
 use common::{Rng, forms};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 use ioemul::{
-    DecodeError, Direction, Error, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortOperand, PortSet,
-    SoftwareBus, Width,
+    DecodeError, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortOperand,
+    PortSet, SoftwareBus, Width,
 };
 
 /// The form that iced-x86 sees, and its length.
@@ -170,17 +170,24 @@ fn rex_counts_directly_before_the_opcode_only() {
     assert_eq!(width(&[0x48, 0xee]), Width::Byte);
 }
 
-/// Changes every register, so that it shows if one was kept in spite of an error.
-struct Scrambler;
+/// Changes every register, so that it shows if one was kept in spite of an error; refuses every eighth access.
+struct Scrambler {
+    accesses: u32,
+}
 
 impl PortDevice for Scrambler {
-    fn port_in(&mut self, _: PortAccess, gprs: &mut Gprs) -> u32 {
-        *gprs = Gprs::from_words(gprs.to_words().map(|word| !word));
-        0x5a5a_5a5a
+    fn port_in(&mut self, _: PortAccess, _: &mut Gprs) -> u32 {
+        unreachable!("the bus calls try_access")
     }
 
-    fn port_out(&mut self, _: PortAccess, _: u32, gprs: &mut Gprs) {
+    fn port_out(&mut self, _: PortAccess, _: u32, _: &mut Gprs) {
+        unreachable!("the bus calls try_access")
+    }
+
+    fn try_access(&mut self, _: PortAccess, _: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
         *gprs = Gprs::from_words(gprs.to_words().map(|word| !word));
+        self.accesses += 1;
+        if self.accesses.is_multiple_of(8) { Err("the eighth".into()) } else { Ok(0x5a5a_5a5a) }
     }
 }
 
@@ -190,14 +197,14 @@ fn a_million_strings_through_the_emulator() {
         .into_iter()
         .map(|layout| {
             let mut bus = SoftwareBus::new();
-            bus.attach(0x20..=0x7fff, Scrambler).unwrap();
+            bus.attach(0x20..=0x7fff, Scrambler { accesses: 0 }).unwrap();
             let mut ports = PortSet::all();
             ports.deny(0x4000..=0xbfff);
             IoEmulator::builder().layout(layout).ports(ports).bus(bus).build().unwrap()
         })
         .collect();
     let (mut rng, mut buffer) = (Rng(2), [0; 20]);
-    let (mut executed, mut denied, mut refused) = (0, 0, 0);
+    let (mut executed, mut failed, mut denied, mut refused) = (0, 0, 0, 0);
     for i in 0..1_000_000 {
         let len = match i % 2 {
             0 => bytes(&mut rng, &mut buffer),
@@ -217,6 +224,7 @@ fn a_million_strings_through_the_emulator() {
             Err(error) => {
                 assert_eq!(gprs, given, "{code:02x?}: {error}");
                 match error {
+                    Error::Device { .. } => failed += 1,
                     Error::PortDenied { .. } => denied += 1,
                     Error::Decode(_) | Error::StringForm { .. } => refused += 1,
                     other => panic!("{code:02x?}: {other}"),
@@ -224,5 +232,8 @@ fn a_million_strings_through_the_emulator() {
             }
         }
     }
-    assert!(executed > 10_000 && denied > 10_000 && refused > 10_000, "{executed} {denied} {refused}");
+    assert!(
+        [executed, failed, denied, refused].into_iter().all(|count| count > 10_000),
+        "{executed} {failed} {denied} {refused}"
+    );
 }

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod fault;
+pub mod frames;
 pub mod hand;
 pub mod memory;
 
@@ -28,4 +29,21 @@ pub fn random_forms(count: usize) -> Vec<ioemul::IoInsn> {
     }
     forms.truncate(count);
     forms
+}
+
+/// Short runs: what is measured takes nanoseconds, and the medians settle soon.
+pub fn criterion() -> criterion::Criterion {
+    let time = std::time::Duration::from_millis;
+    criterion::Criterion::default()
+        .warm_up_time(time(300))
+        .measurement_time(time(1000))
+        .sample_size(50)
+        .configure_from_args()
+}
+
+/// One core for the whole bench, if the system allows it.
+pub fn pin_or_say() {
+    if let Err(error) = clock::pin() {
+        eprintln!("not pinned to a core: {error}");
+    }
 }
