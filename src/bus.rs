@@ -37,6 +37,26 @@ pub struct PortAccess {
     pub direction: Direction,
 }
 
+impl PortAccess {
+    /// The access that an instruction makes with these registers: for INS and OUTS, that of one element.
+    #[inline]
+    pub const fn of(insn: IoInsn, gprs: &Gprs) -> Self {
+        Self { port: insn.port(gprs), width: insn.width, direction: insn.direction }
+    }
+}
+
+impl core::fmt::Display for PortAccess {
+    /// `OUT of 1 byte to port 0x0cd4`
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let (mnemonic, preposition) = match self.direction {
+            Direction::In => ("IN", "from"),
+            Direction::Out => ("OUT", "to"),
+        };
+        let (bytes, plural) = (self.width.bytes(), if self.width == Width::Byte { "" } else { "s" });
+        write!(f, "{mnemonic} of {bytes} byte{plural} {preposition} port {:#06x}", self.port)
+    }
+}
+
 /// A device model.
 ///
 /// `gprs` is the whole mailbox: all fifteen registers at the instant of the access. A device may read and change every
@@ -180,8 +200,8 @@ impl SoftwareBus {
     /// Makes an access, RAX included: what a stub's I/O instruction does on this bus.
     #[inline]
     fn access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-        let IoInsn { direction, width, .. } = insn;
-        let access = PortAccess { port: insn.port(gprs), width, direction };
+        let access = PortAccess::of(insn, gprs);
+        let PortAccess { width, direction, .. } = access;
         let value = match direction {
             Direction::In => 0,
             Direction::Out => gprs.rax as u32 & width.mask(),
@@ -225,7 +245,7 @@ impl SoftwareBus {
     fn access_string(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let IoInsn { direction, width, port } = insn;
         let rep = matches!(port, PortOperand::String { rep: true, .. });
-        let access = PortAccess { port: insn.port(gprs), width, direction };
+        let access = PortAccess::of(insn, gprs);
         let (rcx, rsi, rdi) = (gprs.rcx, gprs.rsi, gprs.rdi);
         let len = if rep { rcx as usize } else { 1 } * usize::from(width.bytes());
         let result = match direction {
@@ -260,7 +280,7 @@ impl SoftwareBus {
 #[cold]
 fn refused(access: PortAccess, source: DeviceError) -> Error {
     match source.downcast::<IoFault>() {
-        Ok(fault) => Error::Fault(*fault),
+        Ok(fault) => Error::Fault { access, fault: *fault },
         Err(source) => Error::Device { access, source },
     }
 }
@@ -355,7 +375,7 @@ enum Failure {
 /// the registers point to memory of this process that may be accessed.
 #[inline]
 pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-    let before = Saved::new(gprs);
+    let (before, requested) = (Saved::new(gprs), PortAccess::of(insn, gprs));
     let mut frame = BusFrame { access, bus, failure: None };
     let mut result = StubResult::default();
     // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
@@ -373,7 +393,8 @@ pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gp
     let failure = match (frame.failure, result.check()) {
         (None, Ok(())) => return Ok(()),
         (Some(failure), _) => failure,
-        (None, Err(fault)) => Failure::Error(Error::Fault(fault)), // in a quirk's payload
+        // In a quirk's payload.
+        (None, Err(fault)) => Failure::Error(Error::Fault { access: requested, fault }),
     };
     let after = core::mem::replace(gprs, before.into_gprs());
     match failure {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use once_cell::sync::OnceCell;
 
 use crate::events::{self, Attempt, Events, NoEvents};
-use crate::{Error, Gprs, IoInsn, Layout, PortPermissions, QuirkTable, SoftwareBus, StubTable, bus};
+use crate::{Error, Gprs, IoInsn, Layout, PortAccess, PortPermissions, QuirkTable, SoftwareBus, StubTable, bus};
 
 /// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`] or on the hardware.
 ///
@@ -103,7 +103,9 @@ impl<E: Events> IoEmulator<E> {
         let stub = self.table.resolve(insn, gprs);
         match &mut self.backend {
             // SAFETY: whoever called `native` vouched for every access to a permitted port, and the caller for memory.
-            Backend::Native => unsafe { stub.run(gprs) }.map_err(Error::Fault),
+            Backend::Native => {
+                unsafe { stub.run(gprs) }.map_err(|fault| Error::Fault { access: PortAccess::of(insn, gprs), fault })
+            }
             // SAFETY: the builder pairs a bus with a bus table; the caller vouches for memory.
             Backend::Bus(bus) => unsafe { bus::run(bus, stub, insn, gprs) },
         }

@@ -14,12 +14,8 @@ pub enum Error {
     Decode(#[from] DecodeError),
 
     /// The emulator may not touch a port of this access ([`PortSet`](crate::PortSet)).
-    #[error(
-        "{} of {} byte{} at port {port:#06x} is not permitted: the emulator's port set does not cover all of it",
-        match direction { Direction::In => "IN", Direction::Out => "OUT" },
-        width.bytes(),
-        if width.bytes() == 1 { "" } else { "s" }
-    )]
+    #[error("{} is not permitted: the emulator's port set does not cover all of it",
+        PortAccess { port: *port, width: *width, direction: *direction })]
     PortDenied {
         /// The first port of the access.
         port: u16,
@@ -51,11 +47,16 @@ pub enum Error {
     },
 
     /// The CPU refused the access.
-    #[error(transparent)]
-    Fault(#[from] IoFault),
+    #[error("{access}: {fault}")]
+    Fault {
+        /// The access; for INS and OUTS, that of one element.
+        access: PortAccess,
+        /// The exception that the CPU raised.
+        fault: IoFault,
+    },
 
     /// A device model refused the access.
-    #[error("the device at port {:#06x} refused the access: {source}", access.port)]
+    #[error("{access}: the device refused the access: {source}")]
     Device {
         /// The access.
         access: PortAccess,

@@ -184,7 +184,7 @@ pub(crate) fn end<E: Events>(
     let outcome = Outcome { gprs, data, duration: started.map(|started| started.elapsed()) };
     match result {
         Ok(()) => events.after(attempt, &outcome),
-        Err(Error::Fault(fault)) => events.faulted(attempt, &outcome, fault),
+        Err(Error::Fault { fault, .. }) => events.faulted(attempt, &outcome, fault),
         Err(Error::Device { source, .. }) => events.refused(attempt, &outcome, source),
         Err(_) => {} // decided before the access, and told then
     }

@@ -30,7 +30,7 @@ use crate::{DmiIdentity, Error, Gprs, Helper, IoFault, IoInsn, Layout, QuirkTabl
 /// // SAFETY: this process may write to port 0x80, and nothing happens when it does.
 /// unsafe { table.stub(IoInsn::out_dx(Width::Byte)).run(&mut gprs) }?;
 /// # }
-/// # Ok::<(), ioemul::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct StubTable {
     // Dropped in this order: the fault handler forgets the arena before it is unmapped.

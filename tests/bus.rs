@@ -224,7 +224,12 @@ fn a_device_that_fails_leaves_the_registers_and_the_bus_as_they_were() {
             let mut gprs = given;
             *outcome.lock().unwrap() = Outcome::Refuse;
             let error = emulator.execute(insn, &mut gprs).unwrap_err();
-            assert_eq!(error.to_string(), "the device at port 0x0cd4 refused the access: not today");
+            let access = match (insn.direction, insn.width) {
+                (Direction::Out, _) => "OUT of 1 byte to",
+                (_, Width::Byte) => "IN of 1 byte from",
+                _ => "IN of 4 bytes from",
+            };
+            assert_eq!(error.to_string(), format!("{access} port 0x0cd4: the device refused the access: not today"));
             assert_eq!(gprs, given, "{layout:?} {insn}");
 
             *outcome.lock().unwrap() = Outcome::Panic;

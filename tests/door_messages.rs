@@ -50,20 +50,21 @@ fn decoding() {
 fn permission_and_devices() {
     assert_eq!(
         emulate(&[0xec]),
-        "IN of 1 byte at port 0x0080 is not permitted: the emulator's port set does not cover all of it"
+        "IN of 1 byte from port 0x0080 is not permitted: the emulator's port set does not cover all of it"
     );
     assert_eq!(
         emulate(&[0xe7, 0x7e]),
-        "OUT of 4 bytes at port 0x007e is not permitted: the emulator's port set does not cover all of it"
+        "OUT of 4 bytes to port 0x007e is not permitted: the emulator's port set does not cover all of it"
     );
-    assert_eq!(emulate(&[0xe4, 0x70]), "the device at port 0x0070 refused the access: not before noon");
+    assert_eq!(emulate(&[0xe4, 0x70]), "IN of 1 byte from port 0x0070: the device refused the access: not before noon");
 }
 
 #[test]
 fn string_instructions() {
     assert_eq!(
         emulate(&[0xf3, 0x6c]),
-        "`rep insb` moves data between a port and memory: `read_string` runs INS, `write_string` OUTS, `execute` neither"
+        "`rep insb` moves data between a port and memory: `read_string` runs INS, `write_string` OUTS, `execute` \
+         neither"
     );
     let mut gprs = Gprs { rcx: 3, rdx: 0x60, ..Gprs::default() };
     let error = emulator().read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut [0; 5]).unwrap_err();
@@ -95,7 +96,8 @@ fn faults() {
     };
     assert_eq!(
         error.to_string(),
-        "the CPU refused the port access with #GP (error code 0x0): this thread has no I/O privilege for the port (ioperm or \
+        "OUT of 1 byte to port 0x0080: the CPU refused the port access with #GP (error code 0x0): this thread has \
+         no I/O privilege for the port (ioperm or \
          iopl grant it), or the kernel cannot give any"
     );
 }
@@ -123,14 +125,16 @@ fn replay() {
     let error = emulator.execute(IoInsn::out_dx(Width::Byte), &mut other).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the device at port 0x0064 refused the access: access 1 of the trace was expected, and another one came\n  \
+        "OUT of 1 byte to port 0x0064: the device refused the access: access 1 of the trace was expected, and \
+         another one came\n  \
          expected: OUT of 1 byte to port 0x0064 (`out dx, al`), rbx = 0x7\n       \
          got: OUT of 1 byte to port 0x0064, rbx = 0x8"
     );
     let error = emulator.execute(IoInsn::in_imm8(Width::Word, 0x60), &mut call.clone()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the device at port 0x0060 refused the access: access 1 of the trace was expected, and another one came\n  \
+        "IN of 2 bytes from port 0x0060: the device refused the access: access 1 of the trace was expected, and \
+         another one came\n  \
          expected: OUT of 1 byte to port 0x0064 (`out dx, al`)\n       \
          got: IN of 2 bytes from port 0x0060"
     );
@@ -138,7 +142,8 @@ fn replay() {
     let error = emulator.write_string(IoInsn::rep_outs(Width::Byte), &mut string.clone(), &[1, 3]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the device at port 0x0060 refused the access: access 2 of the trace was expected, and another one came\n  \
+        "OUT of 1 byte to port 0x0060: the device refused the access: access 2 of the trace was expected, and \
+         another one came\n  \
          expected: OUTS of 2 bytes, 1 at a time, to port 0x0060 (`rep outsb`), byte 1 = 0x02\n       \
          got: OUTS of 2 bytes, 1 at a time, to port 0x0060, byte 1 = 0x03"
     );
@@ -151,7 +156,8 @@ fn replay() {
     let error = emulator.execute(IoInsn::in_dx(Width::Dword), &mut call.clone()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the device at port 0x0064 refused the access: access 3 of the trace cannot be replayed: an IN of 4 bytes left RAX at \
+        "IN of 4 bytes from port 0x0064: the device refused the access: access 3 of the trace cannot be replayed: \
+         an IN of 4 bytes left RAX at \
          0x10000000000"
     );
 
@@ -160,7 +166,8 @@ fn replay() {
     let error = emulator.execute(IoInsn::in_imm8(Width::Byte, 0x70), &mut Gprs::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the device at port 0x0070 refused the access: the trace ends after 0 accesses, and another one came\n       \
+        "IN of 1 byte from port 0x0070: the device refused the access: the trace ends after 0 accesses, and another \
+         one came\n       \
          got: IN of 1 byte from port 0x0070"
     );
 }

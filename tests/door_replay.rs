@@ -118,14 +118,14 @@ fn a_recorded_fault_is_a_fault_again() {
     let builder = unsafe { IoEmulator::builder().ports(PortSet::from(0x80..=0x80)).native() };
     let mut emulator = builder.events(Trace::new()).build().unwrap();
     let insn = IoInsn::out_imm8(Width::Byte, 0x80);
-    let Err(Error::Fault(fault)) = emulator.execute(insn, &mut Gprs::default()) else {
+    let Err(Error::Fault { fault, .. }) = emulator.execute(insn, &mut Gprs::default()) else {
         return; // a process with I/O privilege has no fault to record
     };
     let trace = emulator.into_events();
     assert_eq!(trace.records()[0].error, Some(RecordedError::Fault(fault)));
     let (mut emulator, _) = replayer(trace.replay().strict());
     let error = emulator.execute(insn, &mut Gprs::default()).unwrap_err();
-    assert!(matches!(error, Error::Fault(again) if again == fault));
+    assert!(matches!(error, Error::Fault { fault: again, .. } if again == fault));
 }
 
 #[test]

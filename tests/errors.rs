@@ -42,9 +42,9 @@ fn bytes_that_are_not_port_io() {
 fn accesses_that_are_not_permitted() {
     let mut emulator = emulator("0x70-0x71");
     for (insn, message) in [
-        (IoInsn::out_imm8(Width::Byte, 0x80), "OUT of 1 byte at port 0x0080"),
-        (IoInsn::in_imm8(Width::Word, 0x71), "IN of 2 bytes at port 0x0071"),
-        (IoInsn::in_imm8(Width::Dword, 0x6e), "IN of 4 bytes at port 0x006e"),
+        (IoInsn::out_imm8(Width::Byte, 0x80), "OUT of 1 byte to port 0x0080"),
+        (IoInsn::in_imm8(Width::Word, 0x71), "IN of 2 bytes from port 0x0071"),
+        (IoInsn::in_imm8(Width::Dword, 0x6e), "IN of 4 bytes from port 0x006e"),
     ] {
         let error = emulator.execute(insn, &mut Gprs::default()).unwrap_err();
         let reason = "is not permitted: the emulator's port set does not cover all of it";
@@ -98,7 +98,7 @@ fn the_bus() {
     let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(bus).build().unwrap();
     let mut gprs = Gprs { rdx: 0x3fd, ..Gprs::default() };
     let error = emulator.execute(IoInsn::in_dx(Width::Byte), &mut gprs).unwrap_err();
-    assert_eq!(error.to_string(), "the device at port 0x03fd refused the access: no medium");
+    assert_eq!(error.to_string(), "IN of 1 byte from port 0x03fd: the device refused the access: no medium");
     assert_eq!(error.source().unwrap().to_string(), "no medium");
     assert_eq!(
         IoEmulator::builder().build().unwrap_err().to_string(),
@@ -115,7 +115,6 @@ fn fault(payload: fn(&mut Payload<'_>, Ring)) -> String {
     let mut gprs = Gprs { rbx: 0xabc, rbp: 1 << 62, ..Gprs::default() };
     // SAFETY: the process has no privilege for any port.
     let fault = unsafe { table.resolve(OUT, &gprs).run(&mut gprs) }.unwrap_err();
-    assert_eq!(Error::from(fault).to_string(), fault.to_string());
     fault.to_string()
 }
 

@@ -149,7 +149,10 @@ fn an_error_in_the_middle_of_the_payload() {
         let mut gprs = command();
         host::watch(|| {
             let error = emulator.execute(OUT, &mut gprs).unwrap_err();
-            assert_eq!(error.to_string(), "the device at port 0x0cd4 refused the access: in the middle");
+            assert_eq!(
+                error.to_string(),
+                "IN of 1 byte from port 0x0cd4: the device refused the access: in the middle"
+            );
         });
         assert_eq!((gprs, counted(&counts)), (command(), (1, 0)), "{layout:?}");
     }

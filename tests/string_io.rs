@@ -152,7 +152,10 @@ fn an_access_that_ends_early_says_how_far_it_got() {
         let before = registers(5);
         let (mut gprs, mut memory) = (before, [0; 20]);
         let error = emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut memory).unwrap_err();
-        assert_eq!(error.to_string(), "the device at port 0x0300 refused the access: the FIFO is stuck");
+        assert_eq!(
+            error.to_string(),
+            "IN of 2 bytes from port 0x0300: the device refused the access: the FIFO is stuck"
+        );
         assert_eq!(gprs, Gprs { rcx: 3, rdi: before.rdi + 4, ..before });
         assert_eq!(memory[..6], [1, 1, 2, 2, 0, 0]);
     }

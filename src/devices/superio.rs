@@ -175,6 +175,6 @@ mod tests {
         let mut emulator = IoEmulator::builder().ports(PortSet::from(0x60..=0x64)).bus(bus).build().unwrap();
         let mut gprs = Gprs { rax: 0xfe, ..Gprs::default() };
         let error = emulator.execute(IoInsn::out_imm8(Byte, 0x64), &mut gprs).unwrap_err();
-        assert_eq!(error.to_string(), "the device at port 0x0064 refused the access: i8042: BrokenPipe");
+        assert_eq!(error.to_string(), "OUT of 1 byte to port 0x0064: the device refused the access: i8042: BrokenPipe");
     }
 }

@@ -352,17 +352,14 @@ fn recorded_access(record: &Record) -> String {
 
 /// `OUT of 1 byte to port 0x0cd4`, or `INS of 512 bytes, 2 at a time, from port 0x01f0`.
 fn describe(access: PortAccess, string: Option<u64>) -> String {
+    let Some(len) = string else {
+        return access.to_string();
+    };
     let PortAccess { port, width, direction } = access;
     let (mnemonic, preposition) = match direction {
-        Direction::In => ("IN", "from"),
-        Direction::Out => ("OUT", "to"),
+        Direction::In => ("INS", "from"),
+        Direction::Out => ("OUTS", "to"),
     };
-    let plural = |count: u64| if count == 1 { "" } else { "s" };
-    let bytes = u64::from(width.bytes());
-    match string {
-        None => format!("{mnemonic} of {bytes} byte{} {preposition} port {port:#06x}", plural(bytes)),
-        Some(len) => {
-            format!("{mnemonic}S of {len} byte{}, {bytes} at a time, {preposition} port {port:#06x}", plural(len))
-        }
-    }
+    let plural = if len == 1 { "" } else { "s" };
+    format!("{mnemonic} of {len} byte{plural}, {} at a time, {preposition} port {port:#06x}", width.bytes())
 }

@@ -5,7 +5,9 @@ use std::io;
 
 use hw_shared::stubs::{Slot, Style};
 use hw_shared::{Engine, Refused, by_hand};
-use ioemul::{Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortSet, QuirkTable, Ring, StubTable};
+use ioemul::{
+    Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortSet, QuirkTable, Ring, StubTable,
+};
 
 /// An engine and its place in the report.
 pub struct Named {
@@ -23,7 +25,7 @@ pub trait Native: Engine {
 /// A fault is what the checks expect; anything else is trouble.
 fn refused(insn: IoInsn) -> impl Fn(ioemul::Error) -> Refused {
     move |error| match error {
-        ioemul::Error::Fault(_) => Refused,
+        ioemul::Error::Fault { .. } => Refused,
         error => panic!("{insn}: {error}"),
     }
 }
@@ -86,7 +88,8 @@ impl Native for Table {
     fn attempt(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), ioemul::Error> {
         // SAFETY: as for the emulator: the machine is ours alone. For INS and OUTS the caller points to memory of ours, or
         // to where there is none.
-        Ok(unsafe { self.0.resolve(insn, gprs).run(gprs) }?)
+        let result = unsafe { self.0.resolve(insn, gprs).run(gprs) };
+        result.map_err(|fault| ioemul::Error::Fault { access: PortAccess::of(insn, gprs), fault })
     }
 }
 

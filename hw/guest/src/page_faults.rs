@@ -64,7 +64,7 @@ fn one(engine: &mut dyn Native, rng: &mut Rng, memory: &mut [u8], attempt: Attem
         // The access was a user's, to a page that is not there; for INS a write.
         let code = if insn.direction == Direction::In { 6 } else { 4 };
         match result {
-            Err(ioemul::Error::Fault(fault))
+            Err(ioemul::Error::Fault { fault, .. })
                 if (fault.vector, fault.error_code, fault.address) == (14, code, end)
                     && fault.to_string().starts_with(&format!("page fault at {end:#x} ")) => {}
             Err(error) => return Err(format!("{error}, should be a page fault at {end:#x}, error code {code}")),

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 
 use hw_shared::{Rng, compare};
-use ioemul::{CpuAffinity, Gprs, IoInsn, IoPermission, IoPrivilegeLevel, PortSet, PrivilegeError, Width};
+use ioemul::{CpuAffinity, Gprs, IoInsn, IoPermission, IoPrivilegeLevel, PortAccess, PortSet, PrivilegeError, Width};
 
 use crate::engines::Native;
 
@@ -41,8 +41,9 @@ impl<'a> Ports<'a> {
         let before = self.before(port);
         let (mut gprs, port) = (before, insn.port(&before));
         match self.engine.attempt(insn, &mut gprs) {
-            Err(ioemul::Error::Fault(fault))
-                if (fault.vector, fault.error_code, fault.address) == (13, 0, 0)
+            Err(ioemul::Error::Fault { access, fault })
+                if access == PortAccess::of(insn, &before)
+                    && (fault.vector, fault.error_code, fault.address) == (13, 0, 0)
                     && fault.to_string() == NO_PRIVILEGE => {}
             Err(error) => return Err(format!("{insn} (port {port:#x}): {error}").into()),
             Ok(()) => return Err(format!("{insn} (port {port:#x}): happened, should have been refused").into()),
