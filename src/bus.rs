@@ -248,6 +248,9 @@ impl SoftwareBus {
         let access = PortAccess::of(insn, gprs);
         let (rcx, rsi, rdi) = (gprs.rcx, gprs.rsi, gprs.rdi);
         let len = if rep { rcx as usize } else { 1 } * usize::from(width.bytes());
+        if len == 0 {
+            return Ok(()); // no access, whatever the instruction
+        }
         let result = match direction {
             Direction::In => {
                 // SAFETY: `IoEmulator::read_string` alone runs INS on a bus; it points RDI to a buffer of this length.

@@ -233,6 +233,10 @@ fn a_device_may_take_the_slice_at_once() {
     let mut gprs = Gprs { rdx: 0x1f0, ..registers(256) };
     emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &data).unwrap();
     assert_eq!((&*sector.lock().unwrap(), gprs.rbx, gprs.rcx), (&data, 0x1_0000, 0));
+    // A count of 0 is no access at all: the device, which insists on 256, is not asked.
+    let mut gprs = Gprs { rdx: 0x1f0, rbx: 7, ..registers(0) };
+    assert_eq!(emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &data).unwrap(), 0);
+    assert_eq!(gprs.rbx, 7);
 }
 
 #[test]

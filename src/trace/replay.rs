@@ -38,7 +38,8 @@ impl Replay {
 
     fn bus(self, lenient: bool) -> (SoftwareBus, Progress) {
         let records = self.trace.records;
-        let used = records.iter().map(|_| AtomicBool::new(false)).collect();
+        // A string instruction with a count of 0 makes no access: it needs no answer.
+        let used = records.iter().map(|record| AtomicBool::new(record.requested() == Some(0))).collect();
         let shared = Arc::new(Shared { records, used, unexpected: AtomicUsize::new(0) });
         let mut bus = SoftwareBus::new();
         bus.attach(0..=u16::MAX, Player { lenient, shared: shared.clone() }).expect("an empty bus has room");

@@ -1,5 +1,5 @@
 //! VMware's backdoor: a dword IN from port 0x5658 with a magic number in EAX is a call to the hypervisor, with a command
-//! in ECX and answers in EAX, EBX, ECX and EDX.
+//! in ECX and answers in EAX, EBX, ECX and EDX. Over a channel of it go GuestRPC requests, in strings on the port next to it.
 //!
 //! Under VMware, or QEMU with `vmport=on`, `--native` asks the real one. VMware itself answers in ring 3 whatever the I/O
 //! permissions say; QEMU wants them.
@@ -9,7 +9,9 @@
 //! sudo target/debug/examples/vmware_backdoor --native
 //! ```
 
+#[path = "../common/mod.rs"]
 mod common;
+mod rpc;
 
 use ioemul::devices::VmwareBackdoor;
 use ioemul::{Gprs, IoEmulator, IoInsn, SoftwareBus, Width};
@@ -22,7 +24,12 @@ const VCPU_INFO: u64 = 68;
 fn main() -> common::Result {
     let uuid = *b"\x56\x4d\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d";
     let mut bus = SoftwareBus::new();
-    bus.attach(0x5658..=0x565b, VmwareBackdoor::new().uuid(uuid).memory_mib(4096).vcpu_info(1 << 3))?;
+    let host = |request: &[u8]| match request {
+        b"info-get guestinfo.greeting" => b"1 hello from the host".to_vec(),
+        _ => b"0 Unknown command".to_vec(),
+    };
+    let backdoor = VmwareBackdoor::new().uuid(uuid).memory_mib(4096).vcpu_info(1 << 3).rpc(host);
+    bus.attach(0x5658..=0x565b, backdoor)?;
     common::on_bus_or_hardware((0x5658..=0x565b).into(), bus, |emulator| {
         let version = call(emulator, VERSION)?;
         if version.rbx as u32 != VmwareBackdoor::MAGIC {
@@ -45,8 +52,25 @@ fn main() -> common::Result {
         let flags = call(emulator, VCPU_INFO)?.rax as u32;
         let verdict = if flags >> 31 == 0 { "known" } else { "not known" };
         println!("\nvCPU information {verdict}, flags {flags:#x}");
-        Ok(())
+
+        guest_rpc(emulator, "info-get guestinfo.greeting")
     })
+}
+
+/// A request that VMware's tools know as `vmware-rpctool "info-get …"`.
+fn guest_rpc(emulator: &mut IoEmulator, request: &str) -> common::Result {
+    match rpc::Channel::open(emulator) {
+        Ok(mut channel) => {
+            let reply = channel.request(request.as_bytes())?;
+            println!("\nGuestRPC {request:?}: {:?}", String::from_utf8_lossy(&reply));
+            Ok(channel.close()?)
+        }
+        Err(error @ rpc::RpcError::Refused { .. }) => {
+            println!("\nno GuestRPC here: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn call(emulator: &mut IoEmulator, command: u64) -> common::Result<Gprs> {
