@@ -80,7 +80,7 @@ fn steps() -> Vec<Step> {
         (IoInsn::rep_outs(Width::Word), Gprs { rcx: 3, ..gprs(0, 0xe0) }, vec![1, 2, 3, 4, 5, 6]),
         (IoInsn::rep_ins(Width::Byte), Gprs { rcx: 2, ..gprs(0, 0xe0) }, vec![0; 8]),
         (IoInsn::ins(Width::Dword), gprs(0, 0xe0), vec![0; 4]),
-        (IoInsn::rep_ins(Width::Word), gprs(0, 0xe0), vec![7; 4]), // a count of 0: no access
+        (IoInsn::rep_ins(Width::Word), Gprs { rcx: 0, ..gprs(0, 0xe0) }, vec![7; 4]), // no access
         (IoInsn::rep_ins(Width::Word), Gprs { rcx: 2, ..gprs(0, 0x500) }, vec![9; 4]),
         plain(IoInsn::out_dx(Width::Byte), gprs(0x85, 0xcd4)),
     ]
