@@ -142,7 +142,7 @@ fn no_access() -> QuirkTable {
     quirks
 }
 
-/// Prints the cost of each way in. Measured in a release build: `cargo test --release --test door_cost -- --ignored
+/// Prints the cost of each way in. Measured in a release build: `cargo test --release --test cost -- --ignored
 /// --nocapture`.
 #[test]
 #[ignore = "a measurement: for a release build on an idle machine"]
