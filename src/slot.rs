@@ -3,7 +3,11 @@
 //! Nothing here allocates, maps or executes: bytes are written to a slice, for the address `va` at which they will
 //! execute (which may be another mapping than the one written through). Everything is emitted twice, first without
 //! memory, so that the size, every displacement and the quirk are checked before the first byte is written: an error
-//! leaves the memory as it was.
+//! leaves the memory as it was. (The plain stub, which a hypervisor may write for every access, is emitted once with the
+//! helpers, and checked and copied from then on.)
+//!
+//! The memory is borrowed while it is written, not while its code runs: make the slice from a raw pointer for each call, and
+//! keep none across a call of the stub.
 //!
 //! ```
 //! use ioemul::{Helpers, IoInsn, Layout, Width, emit_stub};
