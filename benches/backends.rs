@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ioemul::{Gprs, IoEmulator, IoInsn, Layout, PortSet, SoftwareBus, StubTable, Width};
+use ioemul::{Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, StubLayout, StubTable, Width};
 use support::Silence;
 use support::fault::BareHandler;
 
@@ -43,7 +43,7 @@ fn bus(criterion: &mut Criterion) {
 
 fn fault(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("backends, fault");
-    let table = StubTable::new(Layout::CallRet).expect("stubs");
+    let table = StubTable::new(StubLayout::CallRet).expect("stubs");
     let (stub, mut gprs) = (table.stub(IN), gprs());
     // SAFETY: faults, or, with the privilege, reads the POST code.
     if unsafe { stub.run(&mut gprs) }.is_ok() {

@@ -9,7 +9,7 @@ use dynasmrt::mmap::ExecutableBuffer;
 use dynasmrt::{DynasmLabelApi, dynasm, x64};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, r12, r13, r14, r15, rbp, rbx, rdi};
-use ioemul::{CodeTable, Helpers, IoInsn, Layout, QuirkTable, SlotOptions, StubTable, Width, emit_stub};
+use ioemul::{CodeTable, Helpers, IoInsn, QuirkTable, SlotOptions, StubLayout, StubTable, Width, emit_stub};
 
 const INSN: IoInsn = IoInsn::out_dx(Width::Byte);
 const HELPERS_VA: u64 = 0x10_0000;
@@ -18,7 +18,7 @@ const SLOT_VA: u64 = 0x20_0000;
 fn build(criterion: &mut Criterion) {
     support::pin_or_say();
     let mut group = criterion.benchmark_group("build, all stubs");
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let builder = StubTable::builder().layout(layout).quirks(QuirkTable::builtin());
         let name = format!("{layout:?}");
         group.bench_function(BenchmarkId::new("executable table", &name), |b| {
@@ -33,7 +33,7 @@ fn build(criterion: &mut Criterion) {
     group.finish();
 
     let mut group = criterion.benchmark_group("build, one stub");
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let (mut room, mut slot) = ([0; 256], [0; 256]);
         let helpers = Helpers::emit(&mut room, HELPERS_VA, layout).expect("256 bytes are enough");
         group.bench_function(BenchmarkId::new("into a slot", format!("{layout:?}")), |b| {
@@ -49,7 +49,7 @@ fn build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The stub of `Layout::CallRet` by another assembler.
+/// The stub of `StubLayout::CallRet` by another assembler.
 fn iced() -> Result<Vec<u8>, IcedError> {
     let mut ops = CodeAssembler::new(64)?;
     for register in [rbx, rbp, r12, r13, r14, r15, rdi] {

@@ -3,7 +3,7 @@
 mod support;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use ioemul::{Gprs, IoInsn, Layout, StubTable, Width};
+use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
 use support::frames::call_under;
 use support::hand;
 use support::memory::entry;
@@ -11,7 +11,7 @@ use support::memory::entry;
 fn depth(criterion: &mut Criterion) {
     support::pin_or_say();
     let table = |layout| StubTable::builder().layout(layout).elide_io(true).build().expect("stubs without I/O");
-    let tables = [Layout::CallRet, Layout::Compact, Layout::Rop].map(table);
+    let tables = [StubLayout::CallRet, StubLayout::Compact, StubLayout::Rop].map(table);
     let mut subjects = vec![("frames alone".to_owned(), hand::ioemul_hand_empty as hand::Entry)];
     subjects.extend(
         tables.iter().map(|table| (format!("{:?}", table.layout()), entry(table.stub(IoInsn::out_dx(Width::Byte))))),

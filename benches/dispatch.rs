@@ -5,12 +5,12 @@ mod support;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use ioemul::{Gprs, IoInsn, Layout, StubTable, Width};
+use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
 use support::memory::AliasedSlot;
 
 fn dispatch(criterion: &mut Criterion) {
     support::pin_or_say();
-    let table = StubTable::builder().layout(Layout::CallRet).elide_io(true).build().expect("stubs without I/O");
+    let table = StubTable::builder().layout(StubLayout::CallRet).elide_io(true).build().expect("stubs without I/O");
     let mut slot = AliasedSlot::new().expect("a page of shared memory");
     let mut group = criterion.benchmark_group("dispatch");
     let sequences = [

@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl};
-use ioemul::{Gprs, IoInsn, Layout, StubTable, Width};
+use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
 use support::hand::{self, Entry};
 use support::memory::entry;
 
@@ -15,10 +15,10 @@ const INSN: IoInsn = IoInsn::out_dx(Width::Byte);
 fn layouts(criterion: &mut Criterion) {
     support::pin_or_say();
     let table = |layout| StubTable::builder().layout(layout).elide_io(true).build().expect("stubs without I/O");
-    let tables = Layout::ALL.map(|layout| (format!("{layout:?}"), table(layout)));
-    let of = |layout: Layout| entry(tables[layout as usize].1.stub(INSN));
-    assert_eq!(trace(of(Layout::CallRet)), trace(hand::ioemul_hand_call_ret), "not the same by hand");
-    assert_eq!(trace(of(Layout::Inline)), trace(hand::ioemul_hand_inline), "not the same by hand");
+    let tables = StubLayout::ALL.iter().map(|&layout| (format!("{layout:?}"), table(layout))).collect::<Vec<_>>();
+    let of = |layout: StubLayout| entry(tables[layout as usize].1.stub(INSN));
+    assert_eq!(trace(of(StubLayout::CallRet)), trace(hand::ioemul_hand_call_ret), "not the same by hand");
+    assert_eq!(trace(of(StubLayout::Inline)), trace(hand::ioemul_hand_inline), "not the same by hand");
 
     let mut group = criterion.benchmark_group("layouts");
     let mut bench = |family: &str, name: &str, entry: Entry| {

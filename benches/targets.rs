@@ -12,7 +12,7 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use ioemul::{
-    Gprs, Helpers, IoEmulator, IoInsn, Layout, PortSet, QuirkTable, SoftwareBus, StubTable, Width, emit_stub,
+    Gprs, Helpers, IoEmulator, IoInsn, PortSet, QuirkTable, SoftwareBus, StubLayout, StubTable, Width, emit_stub,
 };
 use support::clock::{self, Paired, Summary, paired, ticks, ticks_per_core_cycle, ticks_per_ns};
 use support::fault::BareHandler;
@@ -124,14 +124,14 @@ fn measure(report: &mut Report) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn elided(layout: Layout) -> Result<StubTable, ioemul::Error> {
+fn elided(layout: StubLayout) -> Result<StubTable, ioemul::Error> {
     StubTable::builder().layout(layout).elide_io(true).build()
 }
 
 fn stubs(report: &mut Report) -> Result<(), Box<dyn Error>> {
     let rounds = report.rounds(400);
     let (mut a, mut b) = (Gprs::default(), Gprs::default());
-    let tables = [elided(Layout::CallRet)?, elided(Layout::Compact)?, elided(Layout::Inline)?];
+    let tables = [elided(StubLayout::CallRet)?, elided(StubLayout::Compact)?, elided(StubLayout::Inline)?];
     let [call_ret, compact, inline] = tables.each_ref().map(|table| entry(table.stub(INSN)));
     let mut compare = |what, entry, yardstick, limit: Option<f64>| {
         let pair = paired(rounds, calls(entry, &mut a), calls(yardstick, &mut b));
@@ -172,7 +172,7 @@ fn stubs(report: &mut Report) -> Result<(), Box<dyn Error>> {
 }
 
 fn run(report: &mut Report) -> Result<(), Box<dyn Error>> {
-    let table = elided(Layout::CallRet)?;
+    let table = elided(StubLayout::CallRet)?;
     let stub = table.stub(INSN);
     let pointer = entry(stub);
     let (mut a, mut b) = (Gprs::default(), Gprs::default());
@@ -193,7 +193,7 @@ fn run(report: &mut Report) -> Result<(), Box<dyn Error>> {
 }
 
 fn table(report: &mut Report) -> Result<(), Box<dyn Error>> {
-    for layout in [Layout::CallRet, Layout::Compact] {
+    for layout in [StubLayout::CallRet, StubLayout::Compact] {
         let mut sample = Vec::new();
         for _ in 0..report.rounds(300) {
             let start = Instant::now();
@@ -203,13 +203,13 @@ fn table(report: &mut Report) -> Result<(), Box<dyn Error>> {
         }
         report.figure(&format!("{layout:?} table, executable"), "µs", &Summary::of(sample), 100.0);
     }
-    let size = StubTable::builder().layout(Layout::Compact).quirks(QuirkTable::builtin()).build()?.code().len();
+    let size = StubTable::builder().layout(StubLayout::Compact).quirks(QuirkTable::builtin()).build()?.code().len();
     report.judge("Compact table, memory", format!("{size:>8} bytes"), size <= 32 << 10, "≤ 32 KiB".to_owned());
     Ok(())
 }
 
 fn slot(report: &mut Report) -> Result<(), Box<dyn Error>> {
-    for layout in [Layout::CallRet, Layout::Compact] {
+    for layout in [StubLayout::CallRet, StubLayout::Compact] {
         let (mut room, mut slot) = ([0; 256], [0; 64]);
         let helpers = Helpers::emit(&mut room, 0x10_0000, layout)?;
         let mut emit = cycles(200, || {
@@ -222,7 +222,7 @@ fn slot(report: &mut Report) -> Result<(), Box<dyn Error>> {
 }
 
 fn dispatch(report: &mut Report) -> Result<(), Box<dyn Error>> {
-    let (call_ret, compact) = (elided(Layout::CallRet)?, elided(Layout::Compact)?);
+    let (call_ret, compact) = (elided(StubLayout::CallRet)?, elided(StubLayout::Compact)?);
     let mut slot = AliasedSlot::new()?;
     // Among all forms in random order nearly every call of a stub is a mispredicted indirect branch: that bounds it.
     for (what, forms, table) in [
@@ -266,7 +266,7 @@ fn bus(report: &mut Report) -> Result<(), Box<dyn Error>> {
 }
 
 fn fault(report: &mut Report) -> Result<(), Box<dyn Error>> {
-    let table = StubTable::new(Layout::CallRet)?;
+    let table = StubTable::new(StubLayout::CallRet)?;
     let stub = table.stub(IoInsn::in_dx(Width::Byte));
     let mut gprs = Gprs { rdx: 0x80, ..Gprs::default() };
     // SAFETY: faults, or, with the privilege, reads the POST code.
@@ -292,7 +292,7 @@ fn threads(report: &mut Report, cores: usize) -> Result<(), Box<dyn Error>> {
         println!("{:<46} not measured: one core only", "two threads on one table");
         return Ok(());
     }
-    let table = elided(Layout::CallRet)?;
+    let table = elided(StubLayout::CallRet)?;
     let entry = entry(table.stub(INSN));
     let (rounds, together) = (report.rounds(300), Barrier::new(2));
     let worker = |core: usize| {

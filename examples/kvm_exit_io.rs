@@ -79,7 +79,7 @@ fn serve(
     let mut gprs = Gprs::from(&*regs);
     // KVM does not say which form the guest used. If DX is not the port, it was in the instruction.
     let operand = if gprs.rdx as u16 == port { PortOperand::Dx } else { PortOperand::Imm8(port as u8) };
-    emulator.execute(IoInsn { direction, width, port: operand }, &mut gprs)?;
+    emulator.execute(IoInsn { direction, width, operand: operand }, &mut gprs)?;
     gprs.write_back(regs);
     if direction == Direction::In {
         data.copy_from_slice(&gprs.rax.to_le_bytes()[..data.len()]);

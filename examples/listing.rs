@@ -9,7 +9,7 @@ mod common;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, FormatterOutput, FormatterTextKind};
 use iced_x86::{Instruction, IntelFormatter, Mnemonic, OpKind, Register, SymbolResolver, SymbolResult};
-use ioemul::{Helpers, IoInsn, Layout, StubTable, Width};
+use ioemul::{Helpers, IoInsn, StubLayout, StubTable, Width};
 
 /// Columns of the terminal, for each layout.
 const COLUMN: usize = 26;
@@ -21,7 +21,7 @@ fn main() -> common::Result {
         println!("{insn} saves and restores DF around it, and is too wide for this listing: try IN and OUT");
         return Ok(());
     }
-    let tables = Layout::ALL.map(StubTable::new).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let tables = StubLayout::ALL.iter().copied().map(StubTable::new).collect::<Result<Vec<_>, _>>()?;
     let columns = tables.iter().map(|table| column(table, insn)).collect::<common::Result<Vec<_>>>()?;
     println!("{insn}, and what it takes to run it with all of a guest's registers\n");
     for line in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use ioemul::devices::{ProLiantPort, VmwareBackdoor};
 use ioemul::trace::Trace;
 use ioemul::{
-    Error, Gprs, Hazard, IoEmulator, IoInsn, Layout, PortSet, Quirk, QuirkTable, SoftwareBus, StubTable, Width,
+    Error, Gprs, Hazard, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable, Width,
 };
 
 /// Columns of the terminal.
@@ -82,7 +82,7 @@ fn registers(ports: &PortSet) -> common::Result<Trace> {
 }
 
 fn layouts() -> common::Result {
-    for (i, layout) in Layout::ALL.into_iter().enumerate() {
+    for (i, layout) in StubLayout::ALL.iter().copied().enumerate() {
         let started = Instant::now();
         let table = StubTable::new(layout)?;
         let built = started.elapsed().as_micros();

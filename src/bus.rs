@@ -4,58 +4,16 @@
 //! saves, the quirk payloads. The guest's registers really are in the CPU when the device is reached, and what the device
 //! writes to them really is loaded again.
 //!
-//! ```text
-//!  stub                          bridge (bridge.rs)              here
-//!  ────────────────────          ────────────────────────        ─────────────────────────────
-//!  load guest registers
-//!  push description      ──▶     registers → memory       ──▶    access(): bus, device, merge
-//!  call bus_access               registers ← memory       ◀──
-//!  lea rsp, [rsp + 8]    ◀──
-//!  save guest registers
-//! ```
-#![allow(unsafe_code)] // runs stubs, and is called back from them with a pointer
+//! `bus/call.rs` is the way from a stub to here.
+#![allow(unsafe_code)] // the memory of INS and OUTS is at an address
 
-use core::any::Any;
-use core::arch::asm;
-use core::mem::{MaybeUninit, offset_of};
 use core::ops::RangeInclusive;
-use core::ptr;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::bridge;
-use crate::fault::StubResult;
-use crate::{Direction, Error, Gprs, IoFault, IoInsn, PortOperand, Stub, Width};
+use crate::{Direction, Error, Gprs, IoFault, IoInsn, PortAccess, PortOperand, Width};
 
-/// One access to a port, as a device sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PortAccess {
-    /// The first port of the access.
-    pub port: u16,
-    /// How many bytes it covers.
-    pub width: Width,
-    /// IN or OUT.
-    pub direction: Direction,
-}
+mod call;
 
-impl PortAccess {
-    /// The access that an instruction makes with these registers: for INS and OUTS, that of one element.
-    #[inline]
-    pub const fn of(insn: IoInsn, gprs: &Gprs) -> Self {
-        Self { port: insn.port(gprs), width: insn.width, direction: insn.direction }
-    }
-}
-
-impl core::fmt::Display for PortAccess {
-    /// `OUT of 1 byte to port 0x0cd4`
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let (mnemonic, preposition) = match self.direction {
-            Direction::In => ("IN", "from"),
-            Direction::Out => ("OUT", "to"),
-        };
-        let (bytes, plural) = (self.width.bytes(), if self.width == Width::Byte { "" } else { "s" });
-        write!(f, "{mnemonic} of {bytes} byte{plural} {preposition} port {:#06x}", self.port)
-    }
-}
+pub(crate) use call::run;
 
 /// A device model.
 ///
@@ -243,8 +201,8 @@ impl SoftwareBus {
     /// the instruction does, also when it ends early.
     #[cold]
     fn access_string(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-        let IoInsn { direction, width, port } = insn;
-        let rep = matches!(port, PortOperand::String { rep: true, .. });
+        let IoInsn { direction, width, operand } = insn;
+        let rep = matches!(operand, PortOperand::String { rep: true, .. });
         let access = PortAccess::of(insn, gprs);
         let (rcx, rsi, rdi) = (gprs.rcx, gprs.rsi, gprs.rdi);
         let len = if rep { rcx as usize } else { 1 } * usize::from(width.bytes());
@@ -288,32 +246,6 @@ fn refused(access: PortAccess, source: DeviceError) -> Error {
     }
 }
 
-/// The memory of a string access.
-///
-/// # Safety
-///
-/// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
-pub(crate) unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
-    match len {
-        0 => &[],
-        // SAFETY: the caller's promise.
-        _ => unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address as usize), len) },
-    }
-}
-
-/// As [`string_buffer`], to be written.
-///
-/// # Safety
-///
-/// As there; and nobody else reads it meanwhile.
-unsafe fn string_buffer_mut<'a>(address: u64, len: usize) -> &'a mut [u8] {
-    match len {
-        0 => &mut [],
-        // SAFETY: the caller's promise.
-        _ => unsafe { core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(address as usize), len) },
-    }
-}
-
 /// INS as a sequence of INs.
 fn read_elements(
     width: Width,
@@ -343,164 +275,36 @@ fn write_elements(
     Ok(())
 }
 
+/// The memory of a string access.
+///
+/// # Safety
+///
+/// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
+pub(crate) unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
+    match len {
+        0 => &[],
+        // SAFETY: the caller's promise.
+        _ => unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address as usize), len) },
+    }
+}
+
+/// As [`string_buffer`], to be written.
+///
+/// # Safety
+///
+/// As there; and nobody else reads it meanwhile.
+unsafe fn string_buffer_mut<'a>(address: u64, len: usize) -> &'a mut [u8] {
+    match len {
+        0 => &mut [],
+        // SAFETY: the caller's promise.
+        _ => unsafe { core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(address as usize), len) },
+    }
+}
+
 impl core::fmt::Debug for SoftwareBus {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_list()
             .entries(self.claims.iter().map(|claim| format!("{:#06x}..={:#06x}", claim.first, claim.last)))
             .finish()
-    }
-}
-
-/// The way from a stub of a bus table back to Rust. The stub is called with its address in R12, which the prologue of
-/// every layout pushes: there the bridge finds it.
-#[repr(C)]
-struct BusFrame<'b> {
-    /// Called by the bridge.
-    access: extern "sysv64" fn(*mut BusFrame<'_>, *mut Gprs, u32),
-    bus: &'b mut SoftwareBus,
-    /// Why there was no access, on its way around the stub.
-    failure: Option<Failure>,
-}
-
-// Where the bridge looks for it.
-const _: () = assert!(offset_of!(BusFrame<'_>, access) == 0);
-
-enum Failure {
-    Error(Error),
-    Panic(Box<dyn Any + Send>),
-}
-
-/// Runs a stub of a bus table. A panic of a device model goes on here, the registers as they were.
-///
-/// # Safety
-///
-/// `stub` is that of `insn`, or of a quirk in its place, in a table built with `StubTableBuilder::bus`. For INS and OUTS,
-/// the registers point to memory of this process that may be accessed.
-#[inline]
-pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-    let (before, requested) = (Saved::new(gprs), PortAccess::of(insn, gprs));
-    let mut frame = BusFrame { access, bus, failure: None };
-    let mut result = StubResult::default();
-    // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
-    unsafe {
-        asm!(
-            "call {stub}",
-            stub = in(reg) stub.as_ptr(),
-            in("rdi") ptr::from_mut(gprs),
-            in("r12") &raw mut frame,
-            lateout("rax") result.rax,
-            lateout("rdx") result.rdx,
-            clobber_abi("sysv64"),
-        )
-    };
-    let failure = match (frame.failure, result.check()) {
-        (None, Ok(())) => return Ok(()),
-        (Some(failure), _) => failure,
-        // In a quirk's payload.
-        (None, Err(fault)) => Failure::Error(Error::Fault { access: requested, fault }),
-    };
-    let after = core::mem::replace(gprs, before.into_gprs());
-    match failure {
-        Failure::Error(error) => {
-            if insn.is_string() {
-                (gprs.rcx, gprs.rsi, gprs.rdi) = (after.rcx, after.rsi, after.rdi);
-            }
-            Err(error)
-        }
-        Failure::Panic(panic) => resume_unwind(panic),
-    }
-}
-
-/// The registers as they were, copied in the words in which callers and stubs write them: a vector load of two words that
-/// were just stored one by one cannot be served from the store buffer, and would wait until both are in the cache.
-struct Saved(MaybeUninit<Gprs>);
-
-impl Saved {
-    #[inline]
-    fn new(gprs: &Gprs) -> Self {
-        let mut copy = MaybeUninit::<Gprs>::uninit();
-        let (to, from) = (copy.as_mut_ptr().cast::<u64>(), ptr::from_ref(gprs).cast::<u64>());
-        for word in 0..size_of::<Gprs>() / size_of::<u64>() {
-            // SAFETY: within the two register files. Volatile, or the compiler would make vectors of them.
-            unsafe { to.add(word).write(from.add(word).read_volatile()) };
-        }
-        Self(copy)
-    }
-
-    fn into_gprs(self) -> Gprs {
-        // SAFETY: `new` wrote every word, and a register file is nothing but words.
-        unsafe { self.0.assume_init() }
-    }
-}
-
-/// Where the bridge arrives. A panic cannot unwind through a stub: it is kept, like an error, and the accesses that
-/// may follow in a quirk's payload are not made.
-extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description: u32) {
-    // SAFETY: the bridge passes what `run` gave to the stub; nobody else uses it meanwhile.
-    let (frame, gprs) = unsafe { (&mut *frame, &mut *gprs) };
-    if frame.failure.is_none() {
-        let BusFrame { bus, failure, .. } = frame;
-        let insn = bridge::decode(description);
-        match catch_unwind(AssertUnwindSafe(|| match insn.is_string() {
-            false => bus.access(insn, gprs),
-            true => bus.access_string(insn, gprs),
-        })) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => *failure = Some(Failure::Error(error)),
-            Err(panic) => *failure = Some(Failure::Panic(panic)),
-        }
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-    use crate::{Layout, QuirkTable, StubTable};
-
-    /// The stack may end between the description and the return address of a bus access: like any fault in a stub, it
-    /// is an error that leaves the host's registers alone.
-    #[test]
-    fn a_stack_that_ends_within_an_access() {
-        extern "sysv64" fn not_reached(_: *mut BusFrame<'_>, _: *mut Gprs, _: u32) {
-            unreachable!("there is no stack left for it")
-        }
-        const PAGE: usize = 4096;
-        // SAFETY: asks for new memory, of which the lower page is taken back.
-        let stack = unsafe {
-            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            let stack = libc::mmap(core::ptr::null_mut(), 2 * PAGE, protection, flags, -1, 0);
-            assert!(stack != libc::MAP_FAILED && libc::mprotect(stack, PAGE, libc::PROT_NONE) == 0);
-            stack
-        };
-        let given = Gprs { rax: 0x80, rdx: 0xcd4, ..Gprs::default() };
-        let insn = IoInsn::out_dx(Width::Byte);
-        for layout in Layout::ALL {
-            let table = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).bus().build().unwrap();
-            // Words between the call of the stub and the return address of the access, which finds no room: return
-            // address, seven registers, the description; and what the payload has pushed.
-            let words = 9 + usize::from(layout == Layout::Rop);
-            for (stub, words) in [(table.stub(insn), words), (table.resolve(insn, &given), words + 1)] {
-                let mut bus = SoftwareBus::new();
-                let mut frame = BusFrame { access: not_reached, bus: &mut bus, failure: None };
-                let mut gprs = given;
-                let result: u64;
-                // SAFETY: the stub keeps R13, and with it the way back to this stack.
-                unsafe {
-                    core::arch::asm!(
-                        "xchg rsp, r13", "call {stub}", "mov rsp, r13",
-                        stub = in(reg) stub.as_ptr(),
-                        inout("r13") stack as usize + PAGE + 8 * words => _,
-                        inout("rdi") &raw mut gprs => _,
-                        in("r12") &raw mut frame,
-                        lateout("rax") result,
-                        clobber_abi("sysv64"),
-                    )
-                };
-                assert_eq!(result as u8, 14, "{layout:?}: a page fault");
-                assert_eq!(gprs, given);
-            }
-        }
-        // SAFETY: mapped above, and no longer in use.
-        unsafe { libc::munmap(stack, 2 * PAGE) };
     }
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use once_cell::sync::OnceCell;
 
 use crate::events::{self, Attempt, Events, NoEvents};
-use crate::{Error, Gprs, IoInsn, Layout, PortAccess, PortPermissions, QuirkTable, SoftwareBus, StubTable, bus};
+use crate::{Error, Gprs, IoInsn, PortAccess, PortPermissions, QuirkTable, SoftwareBus, StubLayout, StubTable, bus};
+
+mod string_io;
 
 /// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`] or on the hardware.
 ///
@@ -185,7 +187,7 @@ impl<E: Events> IoEmulator<E> {
 #[derive(Debug, Default)]
 #[must_use]
 pub struct IoEmulatorBuilder<E = NoEvents> {
-    layout: Layout,
+    layout: StubLayout,
     quirks: Option<QuirkTable>,
     ports: PortPermissions,
     backend: Option<Backend>,
@@ -195,8 +197,8 @@ pub struct IoEmulatorBuilder<E = NoEvents> {
 }
 
 impl<E> IoEmulatorBuilder<E> {
-    /// The stub layout; [`Layout::CallRet`] by default.
-    pub fn layout(mut self, layout: Layout) -> Self {
+    /// The stub layout; [`StubLayout::CallRet`] by default.
+    pub fn layout(mut self, layout: StubLayout) -> Self {
         self.layout = layout;
         self.table = None;
         self
@@ -255,7 +257,7 @@ impl<E> IoEmulatorBuilder<E> {
             return Ok(IoEmulator { ports, table, backend, events });
         }
         let table = match (&backend, quirks) {
-            (Backend::Native, None) if layout == Layout::CallRet => StubTable::global_arc()?.clone(),
+            (Backend::Native, None) if layout == StubLayout::CallRet => StubTable::global_arc()?.clone(),
             (Backend::Native, None) => {
                 let identity = crate::DmiIdentity::read().map_err(Error::Dmi)?;
                 Arc::new(StubTable::builder().layout(layout).quirks(QuirkTable::for_platform(&identity)).build()?)
@@ -271,7 +273,8 @@ impl<E> IoEmulatorBuilder<E> {
 }
 
 /// The stubs of all buses without quirks, built when the first is.
-fn shared_bus_table(layout: Layout) -> Result<Arc<StubTable>, Error> {
-    static TABLES: [OnceCell<Arc<StubTable>>; Layout::ALL.len()] = [const { OnceCell::new() }; Layout::ALL.len()];
+fn shared_bus_table(layout: StubLayout) -> Result<Arc<StubTable>, Error> {
+    static TABLES: [OnceCell<Arc<StubTable>>; StubLayout::ALL.len()] =
+        [const { OnceCell::new() }; StubLayout::ALL.len()];
     TABLES[layout as usize].get_or_try_init(|| StubTable::builder().layout(layout).bus().build().map(Arc::new)).cloned()
 }

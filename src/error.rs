@@ -84,7 +84,7 @@ pub enum Error {
     #[error("the emulator has no backend: give it a software bus (`.bus()`) or the hardware (`unsafe .native()`)")]
     NoBackend,
 
-    /// [`Layout::Rop`](crate::Layout::Rop) where RETs are checked.
+    /// [`StubLayout::Rop`](crate::StubLayout::Rop) where RETs are checked.
     #[error(
         "the Rop layout hijacks a return address, and this process runs with a user shadow stack, which would kill it"
     )]

@@ -20,7 +20,7 @@
 //! What a previous handler does is its own affair. Rust's own, for one, sets the default action when it is shown a SIGSEGV
 //! that somebody sent with `kill`, and returns: from then on nobody recovers anything.
 
-use crate::arena::{Arena, QuirkStub};
+use crate::stub::{Arena, QuirkStub};
 
 #[cfg(target_os = "linux")]
 mod signal;

@@ -24,7 +24,8 @@ use core::mem::offset_of;
 
 use dynasm::dynasm;
 
-use crate::{CodeSink, Gprs, Helper, Layout};
+use crate::Gprs;
+use crate::stub::{CodeSink, Helper, Returns, StubLayout};
 
 const RBX: i8 = offset_of!(Gprs, rbx) as i8;
 const RCX: i8 = offset_of!(Gprs, rcx) as i8;
@@ -42,15 +43,6 @@ const R14: i8 = offset_of!(Gprs, r14) as i8;
 const R15: i8 = offset_of!(Gprs, r15) as i8;
 pub(crate) const RFLAGS: i8 = offset_of!(Gprs, rflags) as i8;
 const _: () = assert!(offset_of!(Gprs, rax) == 0 && offset_of!(Gprs, rflags) == 120);
-
-/// How a `ret` is written, for hosts that harden their indirect branches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Returns {
-    /// `jmp =>Helper::ReturnThunk` in place of `ret`; the sink knows where that is.
-    pub thunk: bool,
-    /// `int3` after every final `ret` or `jmp`, against straight-line speculation.
-    pub int3: bool,
-}
 
 /// `ret`, as the host wants it written.
 pub(crate) fn emit_return<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
@@ -153,9 +145,9 @@ pub(crate) fn emit_epilogue<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns)
 
 /// Emits the helpers of `layout`, each under its global label. Returns the offset of the epilogue within them, for the
 /// layouts whose stubs have none of their own: where a fault in a stub resumes.
-pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: Layout, returns: Returns) -> Option<usize> {
+pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: StubLayout, returns: Returns) -> Option<usize> {
     match layout {
-        Layout::CallRet => {
+        StubLayout::CallRet => {
             dynasm!(ops ; .arch x64 ; =>Helper::LoadGuestGprs);
             emit_loads(ops);
             emit_return(ops, returns);
@@ -164,7 +156,7 @@ pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: Layout, re
             emit_return(ops, returns);
             None
         }
-        Layout::Compact => {
+        StubLayout::Compact => {
             dynasm!(ops ; .arch x64
                 ; =>Helper::EnterGuest
                 ; pop rax // the return address, at the I/O instruction
@@ -176,7 +168,7 @@ pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: Layout, re
             dynasm!(ops ; .arch x64 ; =>Helper::LeaveGuest);
             Some(emit_leave(ops, returns))
         }
-        Layout::Rop => {
+        StubLayout::Rop => {
             dynasm!(ops ; .arch x64
                 ; =>Helper::HostToGuest
                 ; pop rax // the return address, at the I/O instruction
@@ -192,7 +184,7 @@ pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: Layout, re
             dynasm!(ops ; .arch x64 ; =>Helper::GuestToHost);
             Some(emit_leave(ops, returns))
         }
-        Layout::Inline => None,
+        StubLayout::Inline => None,
     }
 }
 

@@ -1,12 +1,13 @@
 //! Every form of the port-I/O instructions: what a guest executed, decoded from its bytes or named by its parts.
 
-use core::fmt;
-
 use crate::Gprs;
+
+mod text;
+
+pub use text::ParseInsnError;
 
 /// Operand size of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
 pub enum Width {
     /// 8 bits, AL.
     Byte,
@@ -18,7 +19,7 @@ pub enum Width {
 
 impl Width {
     /// All widths, smallest first.
-    pub const ALL: [Width; 3] = [Width::Byte, Width::Word, Width::Dword];
+    pub const ALL: &[Width] = &[Width::Byte, Width::Word, Width::Dword];
 
     /// Size of the access in bytes: 1, 2 or 4.
     pub const fn bytes(self) -> u8 {
@@ -50,7 +51,6 @@ impl Width {
 
 /// Which way the data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
 pub enum Direction {
     /// From the port to RAX.
     In,
@@ -68,11 +68,47 @@ pub enum PortOperand {
     Dx,
     /// DX, the data being in memory: the string instructions INS (to the address in RDI) and OUTS (from that in RSI).
     String {
-        /// With a REP prefix: RCX times.
+        /// With a REP prefix: as often as the count register says.
         rep: bool,
-        /// With an address-size prefix (67): EDI, ESI and ECX are used in place of RDI, RSI and RCX.
-        addr32: bool,
+        /// Which registers hold address and count.
+        address: AddressSize,
+        /// Where OUTS reads; INS always writes to ES.
+        segment: Segment,
     },
+}
+
+/// Address size of INS and OUTS: which registers they take pointer and count from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum AddressSize {
+    /// SI, DI and CX. There is no such form in 64-bit code.
+    Bits16,
+    /// ESI, EDI and ECX: in 64-bit code with an address-size prefix (67).
+    Bits32,
+    /// RSI, RDI and RCX.
+    Bits64,
+}
+
+impl AddressSize {
+    /// The bits of pointer and count register that take part.
+    pub const fn mask(self) -> u64 {
+        match self {
+            AddressSize::Bits16 => 0xffff,
+            AddressSize::Bits32 => 0xffff_ffff,
+            AddressSize::Bits64 => u64::MAX,
+        }
+    }
+}
+
+/// A segment register.
+#[allow(missing_docs)] // the variants are the registers they are named after
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Segment {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
 }
 
 /// One port-I/O instruction: IN or OUT, of 8, 16 or 32 bits, with the port in an immediate byte or in DX; or their string
@@ -93,7 +129,7 @@ pub struct IoInsn {
     /// Operand size.
     pub width: Width,
     /// Immediate byte or DX.
-    pub port: PortOperand,
+    pub operand: PortOperand,
 }
 
 impl IoInsn {
@@ -104,60 +140,69 @@ impl IoInsn {
     pub const STRING_COUNT: usize = 6 * 4;
 
     /// Longest encoding that [`Self::encode`] gives, in bytes.
-    pub const MAX_ENCODED: usize = 4;
+    pub const MAX_ENCODED: usize = 5;
 
     /// The architectural limit on the length of an instruction (SDM vol. 2, 2.3.11).
     const MAX_LENGTH: usize = 15;
 
     /// `in al/ax/eax, dx`.
     pub const fn in_dx(width: Width) -> Self {
-        Self { direction: Direction::In, width, port: PortOperand::Dx }
+        Self { direction: Direction::In, width, operand: PortOperand::Dx }
     }
 
     /// `in al/ax/eax, port`.
     pub const fn in_imm8(width: Width, port: u8) -> Self {
-        Self { direction: Direction::In, width, port: PortOperand::Imm8(port) }
+        Self { direction: Direction::In, width, operand: PortOperand::Imm8(port) }
     }
 
     /// `out dx, al/ax/eax`.
     pub const fn out_dx(width: Width) -> Self {
-        Self { direction: Direction::Out, width, port: PortOperand::Dx }
+        Self { direction: Direction::Out, width, operand: PortOperand::Dx }
     }
 
     /// `out port, al/ax/eax`.
     pub const fn out_imm8(width: Width, port: u8) -> Self {
-        Self { direction: Direction::Out, width, port: PortOperand::Imm8(port) }
+        Self { direction: Direction::Out, width, operand: PortOperand::Imm8(port) }
     }
 
     /// INS: one element from port DX to the address in RDI, which moves on.
     pub const fn ins(width: Width) -> Self {
-        Self { direction: Direction::In, width, port: PortOperand::String { rep: false, addr32: false } }
+        Self::string(Direction::In, width, false, AddressSize::Bits64)
     }
 
     /// OUTS: one element from the address in RSI, which moves on, to port DX.
     pub const fn outs(width: Width) -> Self {
-        Self { direction: Direction::Out, width, port: PortOperand::String { rep: false, addr32: false } }
+        Self::string(Direction::Out, width, false, AddressSize::Bits64)
     }
 
     /// REP INS: RCX elements.
     pub const fn rep_ins(width: Width) -> Self {
-        Self { direction: Direction::In, width, port: PortOperand::String { rep: true, addr32: false } }
+        Self::string(Direction::In, width, true, AddressSize::Bits64)
     }
 
     /// REP OUTS: RCX elements.
     pub const fn rep_outs(width: Width) -> Self {
-        Self { direction: Direction::Out, width, port: PortOperand::String { rep: true, addr32: false } }
+        Self::string(Direction::Out, width, true, AddressSize::Bits64)
+    }
+
+    /// INS or OUTS without a segment override.
+    const fn string(direction: Direction, width: Width, rep: bool, address: AddressSize) -> Self {
+        let segment = match direction {
+            Direction::In => Segment::Es,
+            Direction::Out => Segment::Ds,
+        };
+        Self { direction, width, operand: PortOperand::String { rep, address, segment } }
     }
 
     /// Whether this is INS or OUTS: an instruction that accesses memory.
     pub const fn is_string(self) -> bool {
-        matches!(self.port, PortOperand::String { .. })
+        matches!(self.operand, PortOperand::String { .. })
     }
 
     /// The opcode byte: 0xE4 to 0xE7 with an immediate port, 0xEC to 0xEF with DX, 0x6C to 0x6F for INS and OUTS. The
     /// 16-bit forms take a 0x66 prefix besides.
     pub const fn opcode(self) -> u8 {
-        let base = match self.port {
+        let base = match self.operand {
             PortOperand::Imm8(_) => 0xe4,
             PortOperand::Dx => 0xec,
             PortOperand::String { .. } => 0x6c,
@@ -167,11 +212,23 @@ impl IoInsn {
         base | out << 1 | wide
     }
 
-    /// The instruction in its shortest encoding: the bytes, of which the first so many count.
+    /// The instruction in its shortest encoding in 64-bit code: the bytes, of which the first so many count. (16-bit
+    /// addresses cannot be expressed there; they are encoded as 32-bit ones.)
     pub const fn encode(self) -> ([u8; Self::MAX_ENCODED], usize) {
         let (mut bytes, mut len) = ([0; Self::MAX_ENCODED], 0);
-        if let PortOperand::String { rep, addr32 } = self.port {
-            if addr32 {
+        if let PortOperand::String { rep, address, segment } = self.operand {
+            let prefix = match (self.direction, segment) {
+                (Direction::In, _) | (_, Segment::Ds) => None,
+                (_, Segment::Es) => Some(0x26),
+                (_, Segment::Cs) => Some(0x2e),
+                (_, Segment::Ss) => Some(0x36),
+                (_, Segment::Fs) => Some(0x64),
+                (_, Segment::Gs) => Some(0x65),
+            };
+            if let Some(prefix) = prefix {
+                (bytes[len], len) = (prefix, len + 1);
+            }
+            if !matches!(address, AddressSize::Bits64) {
                 (bytes[len], len) = (0x67, len + 1);
             }
             if rep {
@@ -182,7 +239,7 @@ impl IoInsn {
             (bytes[len], len) = (0x66, len + 1);
         }
         (bytes[len], len) = (self.opcode(), len + 1);
-        if let PortOperand::Imm8(port) = self.port {
+        if let PortOperand::Imm8(port) = self.operand {
             (bytes[len], len) = (port, len + 1);
         }
         (bytes, len)
@@ -194,7 +251,7 @@ impl IoInsn {
             Width::Word => 0x66,
             _ => 0x90,
         };
-        let last = match self.port {
+        let last = match self.operand {
             PortOperand::Imm8(port) => port,
             _ => 0x90,
         };
@@ -203,7 +260,7 @@ impl IoInsn {
 
     /// The first port that the instruction touches, given the registers it runs with.
     pub const fn port(self, gprs: &Gprs) -> u16 {
-        match self.port {
+        match self.operand {
             PortOperand::Imm8(port) => port as u16,
             PortOperand::Dx | PortOperand::String { .. } => gprs.rdx as u16,
         }
@@ -260,8 +317,11 @@ impl IoInsn {
             _ if operand_size && !rex_w => Width::Word,
             _ => Width::Dword,
         };
-        let port = match (string, opcode & 0b1000 != 0) {
-            (true, _) => PortOperand::String { rep: repeat.is_some(), addr32 },
+        let operand = match (string, opcode & 0b1000 != 0) {
+            (true, _) => {
+                let address = if addr32 { AddressSize::Bits32 } else { AddressSize::Bits64 };
+                Self::string(direction, width, repeat.is_some(), address).operand
+            }
             (false, true) => PortOperand::Dx,
             (false, false) => {
                 let port = byte_at(at)?;
@@ -276,74 +336,54 @@ impl IoInsn {
             }
             _ => {}
         }
-        Ok((Self { direction, width, port }, at))
+        Ok((Self { direction, width, operand }, at))
     }
 
     /// Every form of IN and OUT, the six with DX first, then those with an immediate port.
-    pub fn all() -> impl Iterator<Item = IoInsn> {
+    pub fn in_out() -> impl Iterator<Item = IoInsn> {
         let imm8 = Self::kinds().flat_map(|(direction, width)| {
-            (0..=u8::MAX).map(move |port| Self { direction, width, port: PortOperand::Imm8(port) })
+            (0..=u8::MAX).map(move |port| Self { direction, width, operand: PortOperand::Imm8(port) })
         });
-        Self::kinds().map(|(direction, width)| Self { direction, width, port: PortOperand::Dx }).chain(imm8)
+        Self::kinds().map(|(direction, width)| Self { direction, width, operand: PortOperand::Dx }).chain(imm8)
     }
 
-    /// Every form of INS and OUTS.
+    /// Every form of INS and OUTS that has a stub: six instructions, with and without REP, with addresses of 64 and of 32
+    /// bits, no segment override.
     pub fn strings() -> impl Iterator<Item = IoInsn> {
-        [(false, false), (true, false), (false, true), (true, true)].into_iter().flat_map(|(rep, addr32)| {
-            Self::kinds().map(move |(direction, width)| Self {
-                direction,
-                width,
-                port: PortOperand::String { rep, addr32 },
+        [AddressSize::Bits64, AddressSize::Bits32].into_iter().flat_map(|address| {
+            [false, true].into_iter().flat_map(move |rep| {
+                Self::kinds().map(move |(direction, width)| Self::string(direction, width, rep, address))
             })
         })
+    }
+
+    /// [`Self::in_out`], then [`Self::strings`]: in the order of [`Self::index`].
+    pub fn all() -> impl Iterator<Item = IoInsn> {
+        Self::in_out().chain(Self::strings())
     }
 
     fn kinds() -> impl Iterator<Item = (Direction, Width)> {
         [Direction::In, Direction::Out]
             .into_iter()
-            .flat_map(|direction| Width::ALL.into_iter().map(move |width| (direction, width)))
+            .flat_map(|direction| Width::ALL.iter().copied().map(move |width| (direction, width)))
     }
 
-    /// Position in [`Self::all`], and from [`Self::COUNT`] on in [`Self::strings`].
-    pub(crate) const fn index(self) -> usize {
+    /// The position of its stub: in [`Self::in_out`], and from [`Self::COUNT`] on in [`Self::strings`].
+    ///
+    /// A segment override makes no difference, and 16-bit addresses are not 32-bit ones: whoever runs such a form for a
+    /// guest has translated its pointers, and runs the form with 64-bit addresses.
+    #[inline]
+    pub const fn index(self) -> usize {
         let kind = match self.direction {
             Direction::In => 0,
             Direction::Out => 3,
         } + self.width as usize;
-        match self.port {
+        match self.operand {
             PortOperand::Dx => kind,
             PortOperand::Imm8(port) => 6 + kind * 256 + port as usize,
-            PortOperand::String { rep, addr32 } => Self::COUNT + (rep as usize + 2 * addr32 as usize) * 6 + kind,
-        }
-    }
-}
-
-impl fmt::Display for IoInsn {
-    /// Intel syntax: `in al, dx`, `out 0x80, eax`, `rep insb`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let register = match self.width {
-            Width::Byte => "al",
-            Width::Word => "ax",
-            Width::Dword => "eax",
-        };
-        match (self.direction, self.port) {
-            (Direction::In, PortOperand::Dx) => write!(f, "in {register}, dx"),
-            (Direction::In, PortOperand::Imm8(port)) => write!(f, "in {register}, {port:#04x}"),
-            (Direction::Out, PortOperand::Dx) => write!(f, "out dx, {register}"),
-            (Direction::Out, PortOperand::Imm8(port)) => write!(f, "out {port:#04x}, {register}"),
-            (direction, PortOperand::String { rep, addr32 }) => {
-                let mnemonic = match direction {
-                    Direction::In => "ins",
-                    Direction::Out => "outs",
-                };
-                let suffix = match self.width {
-                    Width::Byte => "b",
-                    Width::Word => "w",
-                    Width::Dword => "d",
-                };
-                let prefixes = if addr32 { "addr32 " } else { "" };
-                let rep = if rep { "rep " } else { "" };
-                write!(f, "{prefixes}{rep}{mnemonic}{suffix}")
+            PortOperand::String { rep, address, .. } => {
+                let addr32 = matches!(address, AddressSize::Bits32);
+                Self::COUNT + (rep as usize + 2 * addr32 as usize) * 6 + kind
             }
         }
     }

@@ -13,18 +13,16 @@ use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
 use dynasmrt::x64::X64Relocation;
 use once_cell::sync::OnceCell;
 
-use crate::arena::{Arena, resolve};
 use crate::fault::{FaultMap, Registration, StubResult};
-use crate::layout::{Backend, StubStyle};
-use crate::sink::DynasmSink;
 use crate::slot::check_payload;
-use crate::{DmiIdentity, Error, Gprs, Helper, IoFault, IoInsn, Layout, QuirkTable, Ring};
+use crate::stub::{Arena, Backend, DynasmSink, StubStyle, resolve};
+use crate::{DmiIdentity, Error, Gprs, Helper, IoFault, IoInsn, QuirkTable, Ring, StubLayout};
 
 /// All stubs of one layout, and those of its quirks. Immutable: `Send` and `Sync`.
 ///
 /// ```
-/// use ioemul::{Gprs, IoInsn, Layout, StubTable, Width};
-/// let table = StubTable::new(Layout::CallRet)?;
+/// use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
+/// let table = StubTable::new(StubLayout::CallRet)?;
 /// let mut gprs = Gprs { rax: 0x1122_3344, rdx: 0x80, ..Gprs::default() };
 /// # if false {
 /// // SAFETY: this process may write to port 0x80, and nothing happens when it does.
@@ -48,7 +46,7 @@ impl StubTable {
     /// # Errors
     ///
     /// See [`StubTableBuilder::build`].
-    pub fn new(layout: Layout) -> Result<StubTable, Error> {
+    pub fn new(layout: StubLayout) -> Result<StubTable, Error> {
         Self::builder().layout(layout).build()
     }
 
@@ -57,7 +55,7 @@ impl StubTable {
         StubTableBuilder::default()
     }
 
-    /// The table for this machine: [`Layout::CallRet`], and the quirks that the machine's DMI strings ask for. Built at
+    /// The table for this machine: [`StubLayout::CallRet`], and the quirks that the machine's DMI strings ask for. Built at
     /// the first call, once for the process.
     ///
     /// # Errors
@@ -76,7 +74,7 @@ impl StubTable {
     }
 
     /// The layout of the stubs.
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self) -> StubLayout {
         self.style.layout
     }
 
@@ -141,8 +139,8 @@ impl Default for StubTableBuilder {
 }
 
 impl StubTableBuilder {
-    /// The layout; [`Layout::CallRet`] by default.
-    pub fn layout(mut self, layout: Layout) -> Self {
+    /// The layout; [`StubLayout::CallRet`] by default.
+    pub fn layout(mut self, layout: StubLayout) -> Self {
         self.style.layout = layout;
         self
     }
@@ -184,7 +182,7 @@ impl StubTableBuilder {
     ///
     /// # Errors
     ///
-    /// - [`Error::ShadowStack`]: [`Layout::Rop`] in a process with a user shadow stack.
+    /// - [`Error::ShadowStack`]: [`StubLayout::Rop`] in a process with a user shadow stack.
     /// - [`Error::Emit`], [`Error::Assembler`]: a quirk's payload does not assemble.
     /// - [`Error::Memory`]: the system gave no memory, or refused to make it executable.
     /// - [`Error::Protection`]: the memory is not what was asked for, readable and executable and not writable.
@@ -232,8 +230,8 @@ fn make_executable(bytes: &[u8]) -> Result<ExecutableBuffer, Error> {
 }
 
 /// A hijacked return address is a control-protection fault where RETs are checked.
-fn check_returns(layout: Layout, shadow_stack: bool) -> Result<(), Error> {
-    if layout == Layout::Rop && shadow_stack { Err(Error::ShadowStack) } else { Ok(()) }
+fn check_returns(layout: StubLayout, shadow_stack: bool) -> Result<(), Error> {
+    if layout == StubLayout::Rop && shadow_stack { Err(Error::ShadowStack) } else { Ok(()) }
 }
 
 /// Whether RETs of this thread are checked against a shadow stack: RDSSP leaves its operand alone when they are not
@@ -296,9 +294,9 @@ mod tests {
 
     #[test]
     fn rop_alone_is_refused_with_a_shadow_stack() {
-        for layout in Layout::ALL {
+        for layout in StubLayout::ALL.iter().copied() {
             assert!(check_returns(layout, false).is_ok());
-            assert_eq!(check_returns(layout, true).is_err(), layout == Layout::Rop);
+            assert_eq!(check_returns(layout, true).is_err(), layout == StubLayout::Rop);
         }
     }
 

@@ -18,7 +18,7 @@
 //! - [`StubTable`] is the engine under it, for who wants to run stubs himself.
 //! - [`emit_stub`] and [`CodeTable`] write the same stubs to memory that the caller owns, without `std` and without an
 //!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
-//! - [`Layout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms that
+//! - [`StubLayout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms that
 //!   need more; [`fault`] how a #GP becomes an error.
 //! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, and [`devices`]
 //!   has models to test against.
@@ -42,22 +42,17 @@
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 target");
 
-// What a guest did: registers and instruction.
+// What a guest did: registers, instruction, access.
+mod access;
 mod gprs;
 mod insn;
-mod insn_text;
 // Machine code for it, wherever it goes.
-mod arena;
 mod helpers;
-mod layout;
-mod payload;
 mod quirk_table;
-mod sink;
 mod slot;
 mod stub;
+mod table;
 // The same in a process: built once, run safely.
-#[cfg(feature = "std")]
-mod bridge;
 #[cfg(feature = "std")]
 mod bus;
 #[cfg(feature = "std")]
@@ -73,8 +68,6 @@ pub mod events;
 #[cfg(feature = "std")]
 pub mod fault;
 #[cfg(feature = "std")]
-mod hazard;
-#[cfg(feature = "std")]
 mod jit;
 #[cfg(feature = "kvm")]
 mod kvm;
@@ -82,8 +75,6 @@ mod kvm;
 mod ports;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod privilege;
-#[cfg(feature = "std")]
-mod string_io;
 #[cfg(feature = "std")]
 pub mod trace;
 
@@ -94,29 +85,26 @@ pub mod threat_model {}
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub use access::PortAccess;
 pub use gprs::Gprs;
-pub use insn::{DecodeError, Direction, IoInsn, PortOperand, Width};
-pub use insn_text::ParseInsnError;
+pub use insn::{AddressSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, Width};
 
-pub use arena::Fixup;
-pub use layout::Layout;
-pub use payload::Payload;
-pub use quirk_table::{DmiMatch, PROLIANT_POLL_LIMIT, Quirk, Ring};
-pub use sink::{CodeSink, Helper};
-pub use slot::{CodeTable, EmitError, Helpers, SlotOptions, emit_stub, emit_stub_with, stub_fixup};
+pub use quirk_table::{DmiMatch, PROLIANT_POLL_LIMIT, Quirk};
+pub use slot::{EmitError, Helpers, SlotOptions, emit_stub, emit_stub_with, stub_fixup};
+pub use stub::{CodeSink, Fixup, Helper, Payload, Ring, StubLayout};
+pub use table::CodeTable;
 
 #[cfg(feature = "std")]
 pub use {
-    bus::{DeviceError, PortAccess, PortDevice, SoftwareBus, StringError},
+    bus::{DeviceError, PortDevice, SoftwareBus, StringError},
     dmi::DmiIdentity,
     emulator::{IoEmulator, IoEmulatorBuilder},
     error::Error,
     fault::IoFault,
-    hazard::Hazard,
     jit::{Stub, StubTable, StubTableBuilder},
-    ports::{ParsePortSetError, PortPermissions, PortSet, PortSetProblem},
+    ports::{Hazard, ParsePortSetError, PortPermissions, PortSet, PortSetProblem},
     quirk_table::QuirkTable,
-    sink::DynasmSink,
+    stub::DynasmSink,
 };
 
 #[cfg(all(feature = "std", target_os = "linux"))]

@@ -10,7 +10,11 @@ use std::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Not, RangeInclusive, Su
 use std::str::FromStr;
 use std::{fmt, iter};
 
-use crate::{Direction, Hazard, Width};
+use crate::{Direction, Width};
+
+mod hazard;
+
+pub use hazard::Hazard;
 
 /// Number of ports: the I/O address space is 64 KiB.
 const PORTS: usize = 1 << 16;
@@ -452,7 +456,7 @@ mod tests {
         #[test]
         fn permits_checks_every_port_of_the_access(set in set(), port in port()) {
             let expected = model(&set);
-            for width in Width::ALL {
+            for &width in Width::ALL {
                 let whole = (0..width.bytes()).all(|i| port.checked_add(i.into()).is_some_and(|p| expected.contains(&p)));
                 prop_assert_eq!(set.permits(port, width), whole, "{:#x} {:?}", port, width);
             }
@@ -505,7 +509,7 @@ mod tests {
     #[test]
     fn nothing_is_permitted_until_allowed() {
         let set = PortSet::default();
-        assert!((0..=u16::MAX).all(|port| Width::ALL.into_iter().all(|width| !set.permits(port, width))));
+        assert!((0..=u16::MAX).all(|port| Width::ALL.iter().all(|&width| !set.permits(port, width))));
         assert!(set.is_empty());
     }
 

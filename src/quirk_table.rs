@@ -7,18 +7,7 @@
 
 use dynasm::dynasm;
 
-use crate::{CodeSink, Gprs, IoInsn, Payload, Width};
-
-/// The privilege level that a stub will run at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[doc(alias("CPL", "privilege level"))]
-pub enum Ring {
-    /// Ring 0: a hypervisor or kernel. CLI is allowed, and a handler that takes long is nobody else's business.
-    #[default]
-    Zero,
-    /// Ring 3: a process. CLI faults, and a wait must end.
-    Three,
-}
+use crate::{CodeSink, Gprs, IoInsn, Payload, Ring, Width};
 
 /// The machines that have a quirk, by their DMI (SMBIOS) strings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +50,7 @@ impl Quirk {
     };
 
     /// Every quirk that this crate knows.
-    pub const BUILTIN: [Quirk; 1] = [Self::PROLIANT];
+    pub const BUILTIN: &[Quirk] = &[Self::PROLIANT];
 
     /// A quirk of the caller's own: where `applies` says so, the code that `payload` emits runs in place of the I/O
     /// instruction.

@@ -10,24 +10,22 @@
 //! keep none across a call of the stub.
 //!
 //! ```
-//! use ioemul::{Helpers, IoInsn, Layout, Width, emit_stub};
-//! let (mut helpers, mut slot) = ([0; Helpers::MAX_LEN], [0; Layout::CallRet.stub_len()]);
-//! let helpers = Helpers::emit(&mut helpers, 0xffff_8000_0010_0000, Layout::CallRet)?;
+//! use ioemul::{Helpers, IoInsn, StubLayout, Width, emit_stub};
+//! let (mut helpers, mut slot) = ([0; Helpers::MAX_LEN], [0; StubLayout::CallRet.stub_len()]);
+//! let helpers = Helpers::emit(&mut helpers, 0xffff_8000_0010_0000, StubLayout::CallRet)?;
 //! let len = emit_stub(&mut slot, 0xffff_8000_0020_0000, IoInsn::out_dx(Width::Byte), &helpers)?;
 //! assert_eq!((len, &slot[16..19]), (36, &[0x90, 0xee, 0x90][..]));
 //! # Ok::<(), ioemul::EmitError>(())
 //! ```
 
-use crate::arena::{Arena, Fixup, QuirkStub};
-use crate::helpers::{Returns, emit_helpers};
-use crate::layout::{Backend, StubStyle};
-use crate::stub::{StubShape, emit_stub as emit};
-use crate::{Gprs, Helper, IoInsn, Layout, Quirk, Ring};
+use crate::helpers::emit_helpers;
+use crate::stub::{Backend, Fixup, Helper, Returns, Ring, StubLayout, StubShape, StubStyle, emit_stub as emit};
+use crate::{IoInsn, Quirk};
 
 mod sink;
 mod template;
 
-use sink::{SlotSink, Targets, with_thunk};
+pub(crate) use sink::{SlotSink, Targets, with_thunk};
 use template::Template;
 
 /// What a hardened host wants of the code, and the quirk to apply.
@@ -47,7 +45,7 @@ pub struct SlotOptions {
 }
 
 impl SlotOptions {
-    fn style(&self, layout: Layout) -> StubStyle {
+    pub(crate) fn style(&self, layout: StubLayout) -> StubStyle {
         StubStyle {
             layout,
             backend: Backend::Hardware,
@@ -105,7 +103,7 @@ pub enum EmitError {
 /// The helpers of a layout, emitted by the caller, shared by any number of stubs.
 #[derive(Clone, Debug)]
 pub struct Helpers {
-    layout: Layout,
+    layout: StubLayout,
     va: u64,
     len: usize,
     targets: Targets,
@@ -124,7 +122,7 @@ impl Helpers {
     /// # Errors
     ///
     /// [`EmitError::SlotTooSmall`] with the size that is needed.
-    pub fn emit(buf: &mut [u8], va: u64, layout: Layout) -> Result<Self, EmitError> {
+    pub fn emit(buf: &mut [u8], va: u64, layout: StubLayout) -> Result<Self, EmitError> {
         Self::emit_with(buf, va, layout, &SlotOptions::default())
     }
 
@@ -134,7 +132,7 @@ impl Helpers {
     /// # Errors
     ///
     /// [`EmitError::SlotTooSmall`], or [`EmitError::HelperOutOfRange`] for the return thunk.
-    pub fn emit_with(buf: &mut [u8], va: u64, layout: Layout, options: &SlotOptions) -> Result<Self, EmitError> {
+    pub fn emit_with(buf: &mut [u8], va: u64, layout: StubLayout, options: &SlotOptions) -> Result<Self, EmitError> {
         let returns = options.style(layout).returns;
         let ((epilogue, targets), len) = emit_checked(buf, va, with_thunk(Targets::default(), options), |sink| {
             let epilogue = emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64));
@@ -145,7 +143,7 @@ impl Helpers {
     }
 
     /// The layout that these helpers are for.
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self) -> StubLayout {
         self.layout
     }
 
@@ -154,7 +152,7 @@ impl Helpers {
         self.va
     }
 
-    /// Their length in bytes; 0 for [`Layout::Inline`].
+    /// Their length in bytes; 0 for [`StubLayout::Inline`].
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len
@@ -168,7 +166,7 @@ impl Helpers {
 }
 
 /// Emits the stub of `insn` into `slot`, to be executed at `va` as `extern "sysv64" fn(*mut Gprs)`. Returns its length:
-/// 36 bytes for [`Layout::CallRet`], 13 for [`Layout::Compact`], 9 for [`Layout::Rop`].
+/// 36 bytes for [`StubLayout::CallRet`], 13 for [`StubLayout::Compact`], 9 for [`StubLayout::Rop`].
 ///
 /// # Errors
 ///
@@ -212,66 +210,6 @@ pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, options: &SlotOption
     Some(Fixup { resume, rsp_adjust })
 }
 
-/// Every form of a layout in memory that the caller owns: found by multiplication, never rewritten.
-#[derive(Clone, Copy, Debug)]
-pub struct CodeTable {
-    va: u64,
-    arena: Arena,
-    quirk: Option<QuirkStub>,
-}
-
-impl CodeTable {
-    /// How many bytes [`Self::emit`] needs.
-    ///
-    /// ```
-    /// use ioemul::{CodeTable, Layout, SlotOptions};
-    /// assert!(CodeTable::size(Layout::Compact, &SlotOptions::default()) < 32 * 1024);
-    /// ```
-    pub fn size(layout: Layout, options: &SlotOptions) -> usize {
-        // Anywhere in the address space: the length does not depend on it.
-        let mut sink = SlotSink::new(&mut [], 0, with_thunk(Targets::default(), options));
-        Arena::emit(&mut sink, &options.style(layout), options.quirk.as_slice(), |_| ()).len
-    }
-
-    /// Emits the helpers, all [`IoInsn::COUNT`] stubs, and the quirk's stub where there is one, to be executed at `va`.
-    ///
-    /// # Errors
-    ///
-    /// See [`EmitError`]; the memory is then as it was.
-    pub fn emit(buf: &mut [u8], va: u64, layout: Layout, options: &SlotOptions) -> Result<Self, EmitError> {
-        let targets = with_thunk(Targets::default(), options);
-        let ((arena, quirk), _) = emit_checked(buf, va, targets, |sink| {
-            let mut placed = None;
-            let arena = Arena::emit(sink, &options.style(layout), options.quirk.as_slice(), |stub| placed = Some(stub));
-            if let Some(stub) = &placed {
-                check_payload(&stub.quirk, &stub.shape)?;
-            }
-            Ok((arena, placed))
-        })?;
-        Ok(Self { va, arena, quirk })
-    }
-
-    /// The executable address of the plain stub of `insn`: an `extern "sysv64" fn(*mut Gprs)`.
-    pub fn entry(&self, insn: IoInsn) -> u64 {
-        self.va + self.arena.stub(insn).0 as u64
-    }
-
-    /// The executable address of the stub for this access: the quirk's where it applies, else the plain one.
-    pub fn resolve(&self, insn: IoInsn, gprs: &Gprs) -> u64 {
-        match crate::arena::resolve(self.quirk.as_slice(), insn, gprs) {
-            Some(stub) => self.va + stub.at as u64,
-            None => self.entry(insn),
-        }
-    }
-
-    /// Where a fault at `rip` resumes. `None`: `rip` is not in the I/O sequence of a stub of this table.
-    pub fn fixup(&self, rip: u64) -> Option<Fixup> {
-        let offset = usize::try_from(rip.checked_sub(self.va)?).ok()?;
-        let (resume, rsp_adjust) = self.arena.fixup(self.quirk.as_slice(), offset)?;
-        Some(Fixup { resume: self.va + resume as u64, rsp_adjust })
-    }
-}
-
 fn checked_stub(
     sink: &mut SlotSink<'_>,
     insn: IoInsn,
@@ -293,7 +231,7 @@ pub(crate) fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), Emit
 }
 
 /// Runs `emit` without memory, checks everything, and then once more to write. Returns its result and the number of bytes.
-fn emit_checked<T>(
+pub(crate) fn emit_checked<T>(
     buf: &mut [u8],
     va: u64,
     targets: Targets,

@@ -9,7 +9,7 @@ use common::alias::Alias;
 use common::slots::options;
 use common::{Rng, host};
 use ioemul::{
-    CodeSink, CodeTable, Fixup, Gprs, Helpers, IoInsn, Layout, Quirk, Ring, SlotOptions, Width, emit_stub_with,
+    CodeSink, CodeTable, Fixup, Gprs, Helpers, IoInsn, Quirk, Ring, SlotOptions, StubLayout, Width, emit_stub_with,
     stub_fixup,
 };
 
@@ -34,7 +34,7 @@ fn runs_cpuid(entry: *const u8, seed: u64) {
 
 #[test]
 fn written_through_one_mapping_and_executed_in_another() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let mut alias = Alias::new(0x2000);
         let va = alias.va();
         let (first, second) = alias.memory().split_at_mut(0x1000);
@@ -58,7 +58,7 @@ fn written_through_one_mapping_and_executed_in_another() {
 
 #[test]
 fn a_table_written_through_one_mapping_and_executed_in_another() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let options = SlotOptions { quirk: Some(cpuid()), ring: Ring::Three, ..SlotOptions::default() };
         let mut alias = Alias::new(CodeTable::size(layout, &options));
         let va = alias.va();
@@ -100,7 +100,7 @@ fn a_fault_is_resumed_by_its_fixup() {
 
     let mut aliases: Vec<Alias> = Vec::new();
     let mut entries = Vec::new();
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for options in options() {
             let mut alias = Alias::new(0x2000);
             let va = alias.va();

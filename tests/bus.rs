@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use common::Rng;
 use dynasm::dynasm;
 use ioemul::{
-    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortSet, Quirk,
-    QuirkTable, SoftwareBus, Width,
+    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, Quirk,
+    QuirkTable, SoftwareBus, StubLayout, Width,
 };
 
 type Log = Arc<Mutex<Vec<(PortAccess, u32)>>>;
@@ -189,8 +189,8 @@ impl PortDevice for Fickle {
 fn each_layout(
     device: impl Fn() -> Box<dyn PortDevice>,
     quirks: QuirkTable,
-) -> impl Iterator<Item = (Layout, IoEmulator)> {
-    Layout::ALL.into_iter().map(move |layout| {
+) -> impl Iterator<Item = (StubLayout, IoEmulator)> {
+    StubLayout::ALL.iter().copied().map(move |layout| {
         let mut bus = SoftwareBus::new();
         bus.attach(0xcd4..=0xcd4, Boxed(device())).unwrap();
         let builder = IoEmulator::builder().layout(layout).ports(PortSet::all()).bus(bus).quirks(quirks.clone());

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use ioemul::devices::Latch;
 use ioemul::events::{Attempt, Events, Outcome};
-use ioemul::{CodeSink, Gprs, IoEmulator, IoInsn, Layout, PortSet, Quirk, QuirkTable, SoftwareBus, StubTable, Width};
+use ioemul::{
+    CodeSink, Gprs, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable, Width,
+};
 
 /// The system's allocator, with a count of its calls by this thread.
 struct Counting;
@@ -40,7 +42,7 @@ fn allocations<R>(body: impl FnOnce() -> R) -> usize {
     CALLS.get() - before
 }
 
-fn on_a_latch(layout: Layout) -> IoEmulator {
+fn on_a_latch(layout: StubLayout) -> IoEmulator {
     let mut bus = SoftwareBus::new();
     bus.attach(0xe0..=0xe3, Latch::new(0xe0)).unwrap();
     let builder = IoEmulator::builder().layout(layout).quirks(QuirkTable::builtin());
@@ -50,7 +52,7 @@ fn on_a_latch(layout: Layout) -> IoEmulator {
 #[test]
 fn nothing_is_allocated() {
     assert_ne!(allocations(|| Box::new(1)), 0); // the counter counts
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let mut emulator = on_a_latch(layout);
         let mut gprs = Gprs { rcx: 4, rdx: 0xe0, ..Gprs::default() };
         let mut data = [0; 16];
@@ -79,7 +81,7 @@ fn a_fault_allocates_nothing() {
 
 #[test]
 fn siblings_share_their_stubs() {
-    let first = on_a_latch(Layout::Compact);
+    let first = on_a_latch(StubLayout::Compact);
     let started = CALLS.get();
     let second = first.sibling().bus(SoftwareBus::new()).build().unwrap();
     assert!(CALLS.get() - started < 20, "a table was built");
@@ -95,7 +97,7 @@ fn siblings_share_their_stubs() {
     let native = unsafe { first.sibling().native() }.build().unwrap();
     assert_ne!(table(&first), table(&native));
     assert!(table(&native).contains("HP ProLiant SMM port") && table(&native).contains("Compact"));
-    let other_layout = first.sibling().layout(Layout::Inline).bus(SoftwareBus::new()).build().unwrap();
+    let other_layout = first.sibling().layout(StubLayout::Inline).bus(SoftwareBus::new()).build().unwrap();
     assert!(table(&other_layout).contains("HP ProLiant SMM port") && table(&other_layout).contains("Inline"));
 }
 

@@ -11,15 +11,15 @@ use common::walk::{Listing, Walked};
 use common::{forms, some_forms};
 use iced_x86::{Code, FlowControl};
 use ioemul::{
-    CodeTable, Gprs, Helpers, IoInsn, Layout, QuirkTable, Ring, SlotOptions, StubTable, Width, emit_stub_with,
+    CodeTable, Gprs, Helpers, IoInsn, QuirkTable, Ring, SlotOptions, StubLayout, StubTable, Width, emit_stub_with,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 const TO_PROLIANT: Gprs = Gprs { rax: 0x80, rdx: 0xcd4, ..Gprs::from_words([0; 16]) };
 
 /// RETs that a return predictor gets wrong: two in the historic layout, the stub's and the last; none in the others.
-fn check_returns(layout: Layout, walked: &Walked) {
-    assert_eq!(walked.mispredicted > 0, layout == Layout::Rop, "{layout:?}: {}", walked.mispredicted);
+fn check_returns(layout: StubLayout, walked: &Walked) {
+    assert_eq!(walked.mispredicted > 0, layout == StubLayout::Rop, "{layout:?}: {}", walked.mispredicted);
 }
 
 /// What no stub has reached is INT3.
@@ -31,7 +31,7 @@ fn check_gaps(listing: &Listing, visited: &BTreeSet<u64>) {
 
 #[test]
 fn the_cached_table() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let quirks = QuirkTable::builtin();
         let table = StubTable::builder().layout(layout).quirks(quirks).endbr64(true).build().unwrap();
         let listing = Listing::new(table.code(), table.code().as_ptr() as u64, None);
@@ -39,7 +39,7 @@ fn the_cached_table() {
         for form in forms() {
             let walked = listing.walk(table.stub(form.insn).as_ptr() as u64);
             assert_eq!(walked.io, [form.code], "{layout:?} {}", form.insn);
-            assert_eq!(walked.mispredicted, if layout == Layout::Rop { 2 } else { 0 }, "{layout:?}");
+            assert_eq!(walked.mispredicted, if layout == StubLayout::Rop { 2 } else { 0 }, "{layout:?}");
             visited.extend(walked.visited);
         }
         for insn in IoInsn::strings() {
@@ -58,7 +58,7 @@ fn the_cached_table() {
 
 #[test]
 fn an_elided_table_has_no_io() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         let listing = Listing::new(table.code(), table.code().as_ptr() as u64, None);
         assert!(!listing.instructions.values().any(|insn| common::walk::is_io(insn.code())));
@@ -66,7 +66,7 @@ fn an_elided_table_has_no_io() {
 }
 
 /// The helpers and a few stubs in memory that is INT3 otherwise, and the stubs' addresses.
-fn slots(layout: Layout, options: &SlotOptions, insns: &[IoInsn]) -> (Listing, Vec<u64>) {
+fn slots(layout: StubLayout, options: &SlotOptions, insns: &[IoInsn]) -> (Listing, Vec<u64>) {
     let mut memory = vec![0xcc; 0x1000 + 0x200 * insns.len()];
     let helpers = Helpers::emit_with(&mut memory[..0x1000], VA, layout, options).unwrap();
     let mut entries = Vec::new();
@@ -82,7 +82,7 @@ fn slots(layout: Layout, options: &SlotOptions, insns: &[IoInsn]) -> (Listing, V
 #[test]
 fn slots_with_every_option() {
     let (forms, strings): (Vec<_>, Vec<_>) = (some_forms().collect(), IoInsn::strings().collect());
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for options in options() {
             let insns: Vec<IoInsn> = forms.iter().map(|form| form.insn).chain(strings.iter().copied()).collect();
             let (listing, entries) = slots(layout, &options, &insns);
@@ -124,14 +124,14 @@ fn check_hardening(listing: &Listing, options: &SlotOptions) {
 
 #[test]
 fn a_hardened_table() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let options = options()[15]; // everything at once
         let mut memory = vec![0; CodeTable::size(layout, &options)];
         let table = CodeTable::emit(&mut memory, VA, layout, &options).unwrap();
         let listing = Listing::new(&memory, VA, options.return_thunk);
         check_hardening(&listing, &options);
         let mut visited = BTreeSet::new();
-        for insn in IoInsn::all().chain(IoInsn::strings()) {
+        for insn in IoInsn::all() {
             visited.extend(listing.walk(table.entry(insn)).visited);
         }
         visited.extend(listing.walk(table.resolve(OUT, &TO_PROLIANT)).visited);

@@ -8,8 +8,8 @@ use std::io;
 
 use dynasm::dynasm;
 use ioemul::{
-    CodeSink, DeviceError, Direction, EmitError, Error, Gprs, Helpers, IoEmulator, IoInsn, Layout, Payload, PortAccess,
-    PortDevice, PortSet, Quirk, QuirkTable, Ring, SlotOptions, SoftwareBus, StubTable, Width, emit_stub,
+    CodeSink, DeviceError, Direction, EmitError, Error, Gprs, Helpers, IoEmulator, IoInsn, Payload, PortAccess,
+    PortDevice, PortSet, Quirk, QuirkTable, Ring, SlotOptions, SoftwareBus, StubLayout, StubTable, Width, emit_stub,
     emit_stub_with,
 };
 
@@ -140,13 +140,13 @@ fn emit(payload: fn(&mut Payload<'_>, Ring)) -> EmitError {
     // SAFETY: never executed.
     let quirk = unsafe { Quirk::new("frobnicate", |_, _| true, payload) };
     let options = SlotOptions { quirk: Some(quirk), ..SlotOptions::default() };
-    let helpers = Helpers::emit(&mut [0; 256], 0x1000, Layout::CallRet).unwrap();
+    let helpers = Helpers::emit(&mut [0; 256], 0x1000, StubLayout::CallRet).unwrap();
     emit_stub_with(&mut [0; 64], 0x2000, OUT, &helpers, &options).unwrap_err()
 }
 
 #[test]
 fn slots() {
-    let helpers = Helpers::emit(&mut [0; 256], 0x10_0000_0000, Layout::CallRet).unwrap();
+    let helpers = Helpers::emit(&mut [0; 256], 0x10_0000_0000, StubLayout::CallRet).unwrap();
     for (len, va, message) in [
         (35, 0x10_0000_1000, "the code needs 36 bytes and the slot has 35"),
         (
@@ -160,7 +160,7 @@ fn slots() {
         assert_eq!(error.to_string(), message);
         assert_eq!(Error::from(error).to_string(), message);
     }
-    let at_0 = Helpers::emit(&mut [0; 256], 0, Layout::CallRet).unwrap();
+    let at_0 = Helpers::emit(&mut [0; 256], 0, StubLayout::CallRet).unwrap();
     assert_eq!(
         emit_stub(&mut [0; 64], u64::MAX, OUT, &at_0).unwrap_err().to_string(),
         "code of 36 bytes at 0xffffffffffffffff runs past the end of the address space"

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use std::{mem, process, ptr};
 
 use common::child;
-use ioemul::{CodeSink, Gprs, IoInsn, Layout, Quirk, QuirkTable, StubTable, Width, fault};
+use ioemul::{CodeSink, Gprs, IoInsn, Quirk, QuirkTable, StubLayout, StubTable, Width, fault};
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 
@@ -25,7 +25,7 @@ fn refused(table: &StubTable) -> bool {
 
 /// A table with recovery, seen to recover.
 fn table() -> StubTable {
-    let table = StubTable::new(Layout::CallRet).unwrap();
+    let table = StubTable::new(StubLayout::CallRet).unwrap();
     assert!(refused(&table));
     table
 }
@@ -135,7 +135,7 @@ fn scenario() {
             run_with_null(table.stub(OUT).as_ptr());
         }
         "stray register file, read in the stub" => {
-            let table = StubTable::new(Layout::Inline).unwrap();
+            let table = StubTable::new(StubLayout::Inline).unwrap();
             assert!(refused(&table));
             run_with_null(table.stub(OUT).as_ptr());
         }
@@ -201,7 +201,7 @@ fn scenario() {
             };
             let mut quirks = QuirkTable::none();
             quirks.push(quirk);
-            for layout in Layout::ALL {
+            for layout in StubLayout::ALL.iter().copied() {
                 let table = StubTable::builder().layout(layout).quirks(quirks.clone()).build().unwrap();
                 assert!(refused(&table));
                 // SAFETY: asks who this is.
@@ -224,7 +224,7 @@ fn scenario() {
         "opted out" => {
             let handler = recover_or_exit as *const () as usize;
             install(libc::SIGSEGV, handler, libc::SA_SIGINFO);
-            for layout in Layout::ALL {
+            for layout in StubLayout::ALL.iter().copied() {
                 let table = StubTable::builder().layout(layout).fault_recovery(false).build().unwrap();
                 let before = HANDLED.load(Ordering::Relaxed);
                 assert!(refused(&table) && HANDLED.load(Ordering::Relaxed) == before + 1);

@@ -11,7 +11,7 @@ use std::{ptr, thread};
 
 use common::{Rng, any_gprs, cases, forms, host, some_forms};
 use dynasm::dynasm;
-use ioemul::{CodeSink, Gprs, IoInsn, Layout, Payload, Quirk, QuirkTable, Ring, Stub, StubTable, Width};
+use ioemul::{CodeSink, Gprs, IoInsn, Payload, Quirk, QuirkTable, Ring, Stub, StubLayout, StubTable, Width};
 use proptest::prelude::*;
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -30,7 +30,7 @@ fn refused(stub: Stub<'_>, given: Gprs, vector: u8) -> u64 {
     fault.address
 }
 
-fn with_quirk(layout: Layout, payload: fn(&mut Payload<'_>, Ring)) -> StubTable {
+fn with_quirk(layout: StubLayout, payload: fn(&mut Payload<'_>, Ring)) -> StubTable {
     // SAFETY: the payloads here keep RSP, and fault before they do anything else.
     let quirk = unsafe { Quirk::new("test", |insn, _| insn == OUT, payload) };
     let mut quirks = QuirkTable::none();
@@ -43,7 +43,7 @@ proptest! {
 
     #[test]
     fn every_form_in_every_layout(given in any_gprs()) {
-        for layout in Layout::ALL {
+        for layout in StubLayout::ALL.iter().copied() {
             for endbr64 in [false, true] {
                 let table = StubTable::builder().layout(layout).endbr64(endbr64).build().unwrap();
                 for form in forms() {
@@ -57,7 +57,7 @@ proptest! {
     #[test]
     fn the_builtin_quirk(given in any_gprs()) {
         let given = Gprs { rax: given.rax | 0x80, rdx: given.rdx & !0xffff | 0xcd4, ..given };
-        for layout in Layout::ALL {
+        for layout in StubLayout::ALL.iter().copied() {
             let table = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).build().unwrap();
             let stub = table.resolve(OUT, &given);
             assert_ne!(stub.as_ptr(), table.stub(OUT).as_ptr());
@@ -98,7 +98,7 @@ proptest! {
                 payload.io(IoInsn::out_imm8(Width::Dword, 0x80));
             },
         ];
-        for (layout, payload) in Layout::ALL.into_iter().flat_map(|layout| payloads.map(|payload| (layout, payload))) {
+        for (layout, payload) in StubLayout::ALL.iter().copied().flat_map(|layout| payloads.map(|payload| (layout, payload))) {
             let table = with_quirk(layout, payload);
             refused(table.resolve(OUT, &given), given, 13);
         }
@@ -107,7 +107,7 @@ proptest! {
 
 #[test]
 fn a_payload_that_reads_where_nothing_is() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = with_quirk(layout, |payload, _| dynasm!(payload ; .arch x64 ; mov rax, [rbx]));
         let given = Gprs { rbx: 0x18, ..Rng(1).gprs() };
         assert_eq!(refused(table.resolve(OUT, &given), given, 14), 0x18);
@@ -120,7 +120,7 @@ fn a_payload_that_reads_where_nothing_is() {
 
 #[test]
 fn eight_threads_with_a_hundred_thousand_each() {
-    let tables = Layout::ALL.map(|layout| StubTable::new(layout).unwrap());
+    let tables: Vec<_> = StubLayout::ALL.iter().map(|&layout| StubTable::new(layout).unwrap()).collect();
     thread::scope(|scope| {
         for seed in 0..8 {
             let tables = &tables;
@@ -130,7 +130,7 @@ fn eight_threads_with_a_hundred_thousand_each() {
                 let given = rng.gprs();
                 let mut gprs = given;
                 for i in 0..100_000 {
-                    let stub = tables[i % 4].stub(forms[rng.below(forms.len())]);
+                    let stub = tables[i % tables.len()].stub(forms[rng.below(forms.len())]);
                     // SAFETY: the process has no privilege for any port.
                     let fault = unsafe { stub.run(&mut gprs) }.unwrap_err();
                     assert_eq!((fault.vector, fault.error_code), (13, 0));
@@ -147,7 +147,7 @@ fn tables_come_and_go_meanwhile() {
     let builds = AtomicUsize::new(0);
     thread::scope(|scope| {
         let mut faulting = Vec::new();
-        for layout in [Layout::CallRet, Layout::Compact] {
+        for layout in [StubLayout::CallRet, StubLayout::Compact] {
             // Two that live and die all the time, among them the ones that fault.
             scope.spawn({
                 let (done, builds) = (&done, &builds);
@@ -177,7 +177,7 @@ fn tables_come_and_go_meanwhile() {
 #[test]
 fn a_table_in_the_place_of_another() {
     for round in 0..50 {
-        let layout = Layout::ALL[round % 4];
+        let layout = StubLayout::ALL[round % StubLayout::ALL.len()];
         let table = StubTable::new(layout).unwrap();
         for form in some_forms() {
             refused(table.stub(form.insn), Gprs::default(), 13);
@@ -192,7 +192,7 @@ fn without_an_alternate_signal_stack() {
         let disable = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
         // SAFETY: a valid structure; nothing runs on the alternate stack.
         assert_eq!(unsafe { libc::sigaltstack(&disable, ptr::null_mut()) }, 0);
-        for layout in Layout::ALL {
+        for layout in StubLayout::ALL.iter().copied() {
             let table = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).build().unwrap();
             let given = Gprs { rax: 0x80, rdx: 0xcd4, ..Rng(4).gprs() };
             for form in some_forms() {
@@ -205,7 +205,7 @@ fn without_an_alternate_signal_stack() {
     .unwrap();
 }
 
-static INTERRUPTED: OnceLock<[StubTable; 4]> = OnceLock::new();
+static INTERRUPTED: OnceLock<Vec<StubTable>> = OnceLock::new();
 static FAULTS_IN_HANDLER: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn fault_in_a_handler(_: c_int) {
@@ -225,7 +225,7 @@ extern "C" fn fault_in_a_handler(_: c_int) {
 #[test]
 fn in_a_signal_handler() {
     const SIGNALS: usize = 2_000;
-    INTERRUPTED.get_or_init(|| Layout::ALL.map(|layout| StubTable::new(layout).unwrap()));
+    INTERRUPTED.get_or_init(|| StubLayout::ALL.iter().map(|&layout| StubTable::new(layout).unwrap()).collect());
     // SAFETY: all-zero is a valid sigaction, and the handler does nothing but run stubs and count.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -247,8 +247,10 @@ fn in_a_signal_handler() {
                 // SAFETY: asks who this thread is.
                 send.send(unsafe { libc::pthread_self() }).unwrap();
                 let tables = INTERRUPTED.get().unwrap();
-                let elided =
-                    Layout::ALL.map(|layout| StubTable::builder().layout(layout).elide_io(true).build().unwrap());
+                let elided: Vec<_> = StubLayout::ALL
+                    .iter()
+                    .map(|&layout| StubTable::builder().layout(layout).elide_io(true).build().unwrap())
+                    .collect();
                 let given = Rng(5).gprs();
                 let mut runs = 0;
                 while !done.load(Ordering::Relaxed) {
@@ -271,7 +273,7 @@ fn in_a_signal_handler() {
             // SAFETY: the thread runs until it is told that this is done.
             assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
             // Until this one was handled, with four faults each.
-            while FAULTS_IN_HANDLER.load(Ordering::Relaxed) < 4 * sent {
+            while FAULTS_IN_HANDLER.load(Ordering::Relaxed) < StubLayout::ALL.len() * sent {
                 assert!(!target.is_finished());
                 std::hint::spin_loop();
             }
@@ -279,5 +281,5 @@ fn in_a_signal_handler() {
         done.store(true, Ordering::Relaxed);
         assert!(target.join().unwrap() > 0);
     });
-    assert_eq!(FAULTS_IN_HANDLER.load(Ordering::Relaxed), 4 * SIGNALS);
+    assert_eq!(FAULTS_IN_HANDLER.load(Ordering::Relaxed), StubLayout::ALL.len() * SIGNALS);
 }

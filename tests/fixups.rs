@@ -7,7 +7,7 @@ mod common;
 use common::forms;
 use common::slots::{VA, options};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
-use ioemul::{CodeTable, Fixup, Helpers, IoInsn, Layout, Ring, Width, emit_stub_with, stub_fixup};
+use ioemul::{CodeTable, Fixup, Helpers, IoInsn, Ring, StubLayout, Width, emit_stub_with, stub_fixup};
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 
@@ -29,7 +29,7 @@ fn is_epilogue(code: &[u8]) -> bool {
 
 #[test]
 fn fixups_of_single_stubs() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for options in options() {
             let (helpers_va, va) = (VA, VA + 0x1000);
             let mut memory = [0; 0x1200];
@@ -42,7 +42,7 @@ fn fixups_of_single_stubs() {
             for io in instructions.iter().filter(is_io) {
                 let fixup = stub_fixup(va, OUT, &helpers, &options, io.ip()).unwrap();
                 assert!(is_epilogue(&memory[(fixup.resume - VA) as usize..]), "{layout:?} {options:?}");
-                let rop = if layout == Layout::Rop { 8 } else { 0 };
+                let rop = if layout == StubLayout::Rop { 8 } else { 0 };
                 let pushed = if options.quirk.is_some() { 8 } else { 0 };
                 assert_eq!(fixup.rsp_adjust, rop + pushed, "{layout:?} {options:?}");
             }
@@ -75,7 +75,7 @@ fn fixups_of_single_stubs() {
 
 #[test]
 fn fixups_of_a_table() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for options in options() {
             let mut memory = vec![0; CodeTable::size(layout, &options)];
             let table = CodeTable::emit(&mut memory, VA, layout, &options).unwrap();
@@ -98,10 +98,10 @@ fn fixups_of_a_table() {
                 let ip = entry + io + u64::from(form.io[0] == 0x90);
                 assert_eq!(decode_io(ip), form.code);
                 let fixup = table.fixup(ip).unwrap();
-                assert_eq!(fixup.rsp_adjust, if layout == Layout::Rop { 8 } else { 0 });
+                assert_eq!(fixup.rsp_adjust, if layout == StubLayout::Rop { 8 } else { 0 });
                 // Resumes in this stub or in the helpers, not in a neighbour.
                 let own = fixup.resume.wrapping_sub(entry) < 256;
-                assert_eq!(own, matches!(layout, Layout::CallRet | Layout::Inline));
+                assert_eq!(own, matches!(layout, StubLayout::CallRet | StubLayout::Inline));
                 assert!(own || fixup.resume < table.entry(IoInsn::in_dx(Width::Byte)));
             }
             assert_eq!((table.fixup(VA - 1), table.fixup(VA + len), table.fixup(u64::MAX)), (None, None, None));

@@ -5,7 +5,7 @@
 mod rpc;
 
 use ioemul::devices::VmwareBackdoor;
-use ioemul::{Error, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
+use ioemul::{Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, StubLayout, Width};
 use rpc::{Channel, RpcError};
 
 fn host(request: &[u8]) -> Vec<u8> {
@@ -30,7 +30,7 @@ impl PortDevice for WordsOnly {
     }
 }
 
-fn emulator(layout: Layout, backdoor: impl PortDevice + 'static) -> IoEmulator {
+fn emulator(layout: StubLayout, backdoor: impl PortDevice + 'static) -> IoEmulator {
     let mut bus = SoftwareBus::new();
     bus.attach(0x5658..=0x565b, backdoor).unwrap();
     IoEmulator::builder().layout(layout).ports(PortSet::from(0x5658..=0x565b)).bus(bus).build().unwrap()
@@ -38,7 +38,7 @@ fn emulator(layout: Layout, backdoor: impl PortDevice + 'static) -> IoEmulator {
 
 #[test]
 fn requests_by_words_and_by_strings() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let words = emulator(layout, WordsOnly(VmwareBackdoor::new().rpc(host)));
         let strings = emulator(layout, VmwareBackdoor::new().rpc(host));
         for mut emulator in [words, strings] {
@@ -53,7 +53,7 @@ fn requests_by_words_and_by_strings() {
 
 #[test]
 fn eight_channels_and_no_more() {
-    let mut emulator = emulator(Layout::default(), VmwareBackdoor::new().rpc(host));
+    let mut emulator = emulator(StubLayout::default(), VmwareBackdoor::new().rpc(host));
     for _ in 0..8 {
         Channel::open(&mut emulator).unwrap(); // and not closed
     }
@@ -63,7 +63,7 @@ fn eight_channels_and_no_more() {
 
 #[test]
 fn without_a_message_channel_the_driver_says_so() {
-    let mut emulator = emulator(Layout::default(), VmwareBackdoor::new());
+    let mut emulator = emulator(StubLayout::default(), VmwareBackdoor::new());
     assert!(matches!(Channel::open(&mut emulator), Err(RpcError::Refused { step: "open", status: 0 })));
     let mut denied = IoEmulator::builder().bus(SoftwareBus::new()).build().unwrap();
     assert!(matches!(Channel::open(&mut denied), Err(RpcError::Access(Error::PortDenied { port: 0x5658, .. }))));
@@ -71,7 +71,7 @@ fn without_a_message_channel_the_driver_says_so() {
 
 #[test]
 fn a_stranger_gets_nothing() {
-    let mut emulator = emulator(Layout::default(), VmwareBackdoor::new().rpc(host));
+    let mut emulator = emulator(StubLayout::default(), VmwareBackdoor::new().rpc(host));
     let rax = VmwareBackdoor::MAGIC.into();
     let open = Gprs { rax, rbx: 0xc943_5052, rcx: 30, rdx: 0x5658, ..Gprs::default() };
     let mut opened = open;

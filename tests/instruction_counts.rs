@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess};
-use ioemul::{Gprs, IoInsn, Layout, StubTable, Width};
+use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
 
 /// Where the steps led: as many as fit, and how many there were.
 static TRAIL: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
@@ -86,7 +86,7 @@ fn as_many_as_ever() {
         "# A run of each stub, a no-op in place of the I/O.\n{:<10}{:>8}{:>14}{:>8}{:>8}{:>10}\n",
         "# layout", "bytes", "instructions", "loads", "stores", "branches"
     );
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let stubs = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         let stub = stubs.stub(IoInsn::out_dx(Width::Byte));
         let mut gprs = Gprs::default();

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Rng, host};
 use ioemul::{
-    DeviceError, Direction, Gprs, IoEmulator, IoInsn, Layout, PROLIANT_POLL_LIMIT, PortAccess, PortDevice, PortSet,
-    QuirkTable, SoftwareBus, Width,
+    DeviceError, Direction, Gprs, IoEmulator, IoInsn, PROLIANT_POLL_LIMIT, PortAccess, PortDevice, PortSet, QuirkTable,
+    SoftwareBus, StubLayout, Width,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -61,12 +61,12 @@ impl PortDevice for Port {
     }
 }
 
-fn emulators(busy_for: usize) -> impl Iterator<Item = (Layout, IoEmulator, Counts)> {
+fn emulators(busy_for: usize) -> impl Iterator<Item = (StubLayout, IoEmulator, Counts)> {
     models(move || Port { busy_for, refuses: false, panics: false, counts: Counts::default() })
 }
 
-fn models(port: impl Fn() -> Port) -> impl Iterator<Item = (Layout, IoEmulator, Counts)> {
-    Layout::ALL.into_iter().map(move |layout| {
+fn models(port: impl Fn() -> Port) -> impl Iterator<Item = (StubLayout, IoEmulator, Counts)> {
+    StubLayout::ALL.iter().copied().map(move |layout| {
         let mut bus = SoftwareBus::new();
         let port = port();
         let counts = port.counts.clone();

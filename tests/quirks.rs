@@ -4,7 +4,9 @@
 mod common;
 
 use common::{any_gprs, cases, forms};
-use ioemul::{CodeSink, DmiIdentity, DmiMatch, Gprs, IoInsn, Layout, PortOperand, Quirk, QuirkTable, StubTable, Width};
+use ioemul::{
+    CodeSink, DmiIdentity, DmiMatch, Gprs, IoInsn, PortOperand, Quirk, QuirkTable, StubLayout, StubTable, Width,
+};
 use proptest::prelude::*;
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -89,9 +91,9 @@ fn the_first_that_applies() {
     quirks.push(load::<1>("port 1", |insn, gprs| insn.port(gprs) == 1));
     quirks.push(load::<2>("low ports", |insn, gprs| insn.port(gprs) < 0x10));
     quirks.push(load::<3>("all byte accesses with an immediate", |insn, _| {
-        insn.width == Width::Byte && matches!(insn.port, PortOperand::Imm8(_))
+        insn.width == Width::Byte && matches!(insn.operand, PortOperand::Imm8(_))
     }));
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::builder().layout(layout).quirks(quirks.clone()).elide_io(true).build().unwrap();
         for (insn, rdx, expected) in [
             (IoInsn::in_dx(Width::Byte), 1, 1),
@@ -127,7 +129,7 @@ fn a_quirk_for_one_platform() {
 /// What the platform's quirks leave in place: the stubs of `builtin` are those of a table without quirks.
 #[test]
 fn a_quirk_adds_a_stub_and_changes_none() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let plain = StubTable::new(layout).unwrap();
         let with = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).build().unwrap();
         assert_eq!(with.code()[..plain.code().len()], *plain.code());

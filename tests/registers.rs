@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{any_gprs, cases, forms, host};
 use ioemul::{
-    Direction, Error, Gprs, IoEmulator, Layout, PortAccess, PortDevice, PortOperand, PortSet, SoftwareBus, StubTable,
-    Width,
+    Direction, Error, Gprs, IoEmulator, PortAccess, PortDevice, PortOperand, PortSet, SoftwareBus, StubLayout,
+    StubTable, Width,
 };
 use proptest::prelude::*;
 
@@ -40,14 +40,14 @@ impl PortDevice for Scripted {
     }
 }
 
-fn emulators() -> Vec<(Layout, IoEmulator, Arc<Mutex<Script>>)> {
+fn emulators() -> Vec<(StubLayout, IoEmulator, Arc<Mutex<Script>>)> {
     let emulator = |layout| {
         let script = Arc::new(Mutex::new(Script::default()));
         let mut bus = SoftwareBus::new();
         bus.attach(0..=0xffff, Scripted(script.clone())).unwrap();
         (layout, IoEmulator::builder().layout(layout).ports(PortSet::all()).bus(bus).build().unwrap(), script)
     };
-    Layout::ALL.into_iter().map(emulator).collect()
+    StubLayout::ALL.iter().copied().map(emulator).collect()
 }
 
 /// AL, AX or EAX of an OUT.
@@ -82,7 +82,7 @@ proptest! {
             *script.lock().unwrap() = Script { leave, answer, saw: None };
             for form in forms() {
                 let insn = form.insn;
-                let port = match insn.port {
+                let port = match insn.operand {
                     PortOperand::Imm8(port) => u16::from(port),
                     _ => given.rdx as u16,
                 };
@@ -113,7 +113,7 @@ proptest! {
     /// With a no-op in place of the access, what goes in comes out, and RFLAGS are those that every stub sets.
     #[test]
     fn loads_and_saves_are_inverse(given in any_gprs()) {
-        for layout in Layout::ALL {
+        for layout in StubLayout::ALL.iter().copied() {
             let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
             for form in forms() {
                 let mut gprs = given;

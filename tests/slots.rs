@@ -8,7 +8,7 @@ use common::slots::{VA, helpers_at, options};
 use common::some_forms;
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
 use ioemul::{
-    CodeSink, CodeTable, EmitError, Helper, Helpers, IoInsn, Layout, Payload, Quirk, Ring, SlotOptions, Width,
+    CodeSink, CodeTable, EmitError, Helper, Helpers, IoInsn, Payload, Quirk, Ring, SlotOptions, StubLayout, Width,
     emit_stub, emit_stub_with,
 };
 
@@ -36,7 +36,7 @@ fn every_length(emit: &dyn Fn(&mut [u8]) -> Result<usize, EmitError>) -> usize {
 
 #[test]
 fn every_length_of_a_slot() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for options in options() {
             let helpers = helpers_at(VA, layout, &options);
             every_length(&|slot| emit_stub_with(slot, VA + 0x1000, OUT, &helpers, &options));
@@ -50,7 +50,7 @@ fn every_length_of_a_slot() {
 
 #[test]
 fn every_length_for_the_helpers() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for options in options() {
             let needed =
                 every_length(&|slot| Helpers::emit_with(slot, VA, layout, &options).map(|helpers| helpers.len()));
@@ -61,7 +61,7 @@ fn every_length_for_the_helpers() {
 
 #[test]
 fn a_table_that_is_a_byte_too_long() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for options in options() {
             let needed = CodeTable::size(layout, &options);
             let mut memory = vec![0xaa; needed + 64];
@@ -88,7 +88,7 @@ fn branches(code: &[u8], va: u64) -> Vec<(u64, u64)> {
 /// Both ends of ±2 GiB: the outermost displacement works, one byte further is an error that says how far it is.
 #[test]
 fn as_far_as_a_near_branch_reaches() {
-    for layout in [Layout::CallRet, Layout::Compact, Layout::Rop] {
+    for layout in [StubLayout::CallRet, StubLayout::Compact, StubLayout::Rop] {
         for options in options() {
             // The thunk stays close to the stub: it is the helpers that are moved away here.
             let options_at =
@@ -125,7 +125,7 @@ fn as_far_as_a_near_branch_reaches() {
 
 #[test]
 fn a_return_thunk_out_of_reach() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let helpers = helpers_at(VA, layout, &SlotOptions::default());
         let plain = emit_stub(&mut [0; 256], VA, OUT, &helpers).unwrap() as u64;
         for (thunk, fits) in [(FAR - 1, true), (FAR, false)] {
@@ -134,13 +134,13 @@ fn a_return_thunk_out_of_reach() {
             let options = SlotOptions { return_thunk: Some(thunk), ..SlotOptions::default() };
             let result = emit_stub_with(&mut [0; 256], VA, OUT, &helpers, &options);
             match layout {
-                Layout::Compact => assert!(result.is_ok(), "its RET is in the helper"),
+                StubLayout::Compact => assert!(result.is_ok(), "its RET is in the helper"),
                 _ if fits => assert_eq!(result, Ok(plain as usize + 4)),
                 _ => assert_eq!(result, Err(EmitError::HelperOutOfRange { displacement: FAR as i64 })),
             }
         }
         let options = SlotOptions { return_thunk: Some(VA + 2 * FAR), ..SlotOptions::default() };
-        let needs_thunk = layout != Layout::Inline;
+        let needs_thunk = layout != StubLayout::Inline;
         assert_eq!(Helpers::emit_with(&mut [0; 256], VA, layout, &options).is_err(), needs_thunk, "{layout:?}");
         let mut memory = vec![0; CodeTable::size(layout, &options)];
         assert!(matches!(CodeTable::emit(&mut memory, VA, layout, &options), Err(EmitError::HelperOutOfRange { .. })));
@@ -150,7 +150,7 @@ fn a_return_thunk_out_of_reach() {
 
 #[test]
 fn around_the_end_of_the_address_space() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let options = SlotOptions::default();
         // A distance that wraps is still a distance: from the last page to the first.
         let helpers = helpers_at(0x100, layout, &options);
@@ -159,7 +159,7 @@ fn around_the_end_of_the_address_space() {
         let len = emit_stub(&mut slot, va, OUT, &helpers).unwrap();
         let targets: Vec<u64> = helpers.symbols().map(|symbol| symbol.1).collect();
         for (_, target) in branches(&slot[..len], va) {
-            assert!(target >= 0x100 && (layout == Layout::Inline || targets.contains(&target)), "{target:#x}");
+            assert!(target >= 0x100 && (layout == StubLayout::Inline || targets.contains(&target)), "{target:#x}");
         }
         // Code that would run on from the last byte to the first.
         let mut slot = [0xaa; 256];
@@ -183,12 +183,12 @@ fn payloads_that_do_not_add_up() {
         // SAFETY: never executed.
         let quirk = unsafe { Quirk::new("odd", |_, _| true, payload) };
         let options = SlotOptions { quirk: Some(quirk), ..SlotOptions::default() };
-        let helpers = helpers_at(VA, Layout::Compact, &options);
+        let helpers = helpers_at(VA, StubLayout::Compact, &options);
         let mut slot = [0xaa; 128];
         let error = emit_stub_with(&mut slot, VA, OUT, &helpers, &options).unwrap_err();
         assert_eq!(slot, [0xaa; 128]);
-        let mut memory = vec![0xaa; CodeTable::size(Layout::Compact, &options)];
-        let from_table = CodeTable::emit(&mut memory, VA, Layout::Compact, &options).unwrap_err();
+        let mut memory = vec![0xaa; CodeTable::size(StubLayout::Compact, &options)];
+        let from_table = CodeTable::emit(&mut memory, VA, StubLayout::Compact, &options).unwrap_err();
         assert!(memory.iter().all(|byte| *byte == 0xaa));
         assert_eq!(from_table, error);
         error
@@ -201,8 +201,8 @@ fn payloads_that_do_not_add_up() {
     assert_eq!(emit(undefined), EmitError::Label { label: "nowhere" });
     let undefined = |payload: &mut Payload<'_>, _| dynasm::dynasm!(payload ; .arch x64 ; jmp <nowhere);
     assert_eq!(emit(undefined), EmitError::Label { label: "nowhere" });
-    let undefined = |payload: &mut Payload<'_>, _| dynasm::dynasm!(payload ; .arch x64 ; call =>Helper::BusAccess);
-    assert_eq!(emit(undefined), EmitError::Label { label: "bus_access" });
+    let undefined = |payload: &mut Payload<'_>, _| dynasm::dynasm!(payload ; .arch x64 ; call =>Helper::Trampoline);
+    assert_eq!(emit(undefined), EmitError::Label { label: "trampoline" });
     let too_far = |payload: &mut Payload<'_>, _| {
         dynasm::dynasm!(payload ; .arch x64 ; start:);
         payload.extend(&[0x90; 127]);
@@ -214,11 +214,11 @@ fn payloads_that_do_not_add_up() {
 #[test]
 fn lengths_that_a_host_can_plan_with() {
     let hardened = SlotOptions { endbr64: true, return_thunk: Some(0), int3: true, ..SlotOptions::default() };
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let mut memory = [0; Helpers::MAX_LEN];
         Helpers::emit_with(&mut memory, 0x1000, layout, &hardened).unwrap();
         let helpers = Helpers::emit(&mut memory, 0x1000, layout).unwrap();
-        for insn in IoInsn::all() {
+        for insn in IoInsn::in_out() {
             assert_eq!(emit_stub(&mut [0; 200], 0x2000, insn, &helpers), Ok(layout.stub_len()), "{layout:?}");
         }
     }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use ioemul::{
-    DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortOperand, PortSet,
-    SoftwareBus, StringError, StubTable, Width,
+    AddressSize, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortOperand, PortSet,
+    SoftwareBus, StringError, StubLayout, StubTable, Width,
 };
 
 /// Counts up on IN, keeps what it is given on OUT, and refuses after so many elements.
@@ -43,7 +43,7 @@ type Taken = Arc<Mutex<Vec<(u32, Gprs)>>>;
 
 /// An emulator in each layout with the FIFO at 0x300 to 0x303, and what the FIFO was given.
 fn emulators(refuse_after: usize) -> impl Iterator<Item = (IoEmulator, Taken)> {
-    Layout::ALL.into_iter().map(move |layout| {
+    StubLayout::ALL.iter().copied().map(move |layout| {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let mut bus = SoftwareBus::new();
         bus.attach(0x300..=0x303, Fifo { next: 0, taken: taken.clone(), refuse_after }).unwrap();
@@ -60,8 +60,8 @@ fn registers(rcx: u64) -> Gprs {
 }
 
 fn forms(direction: Direction) -> impl Iterator<Item = (IoInsn, bool, bool)> {
-    IoInsn::strings().filter(move |insn| insn.direction == direction).map(|insn| match insn.port {
-        PortOperand::String { rep, addr32 } => (insn, rep, addr32),
+    IoInsn::strings().filter(move |insn| insn.direction == direction).map(|insn| match insn.operand {
+        PortOperand::String { rep, address, .. } => (insn, rep, address == AddressSize::Bits32),
         other => panic!("{other:?}"),
     })
 }
@@ -241,7 +241,7 @@ fn a_device_may_take_the_slice_at_once() {
 
 #[test]
 fn without_privilege_nothing_moves() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::new(layout).unwrap();
         for insn in IoInsn::strings() {
             let mut memory = [0xaa_u8; 4];
@@ -274,7 +274,7 @@ fn call_with_df(stub: *const u8, gprs: &mut Gprs, direction: u64) -> (u64, u64) 
 /// the stub, between the two PUSHFQ).
 #[test]
 fn the_direction_flag_is_the_callers() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         for insn in IoInsn::strings() {
             let stub = table.stub(insn);
@@ -292,7 +292,7 @@ fn the_direction_flag_is_the_callers() {
 /// A fault is no exception to that.
 #[test]
 fn the_direction_flag_is_the_callers_after_a_fault() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::new(layout).unwrap();
         for insn in IoInsn::strings() {
             for direction in [0, DF] {

@@ -6,20 +6,20 @@ mod common;
 use common::forms;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 use ioemul::{
-    CodeTable, Helpers, IoInsn, Layout, PortOperand, Quirk, Ring, SlotOptions, StubTable, Width, emit_stub,
+    CodeTable, Helpers, IoInsn, PortOperand, Quirk, Ring, SlotOptions, StubLayout, StubTable, Width, emit_stub,
     emit_stub_with,
 };
 
 /// Hexadecimal bytes; `@helper` is a rel32 to it, `<io>` the three bytes of the access.
-const STUBS: [(Layout, usize, &str); 3] = [
+const STUBS: [(StubLayout, usize, &str); 3] = [
     (
-        Layout::CallRet,
+        StubLayout::CallRet,
         36,
         "53 55 41 54 41 55 41 56 41 57 57 E8 @load_guest_gprs <io> E8 @save_guest_gprs \
          5F 41 5F 41 5E 41 5D 41 5C 5D 5B C3",
     ),
-    (Layout::Compact, 13, "E8 @enter_guest <io> E9 @leave_guest"),
-    (Layout::Rop, 9, "E8 @host_to_guest <io> C3"),
+    (StubLayout::Compact, 13, "E8 @enter_guest <io> E9 @leave_guest"),
+    (StubLayout::Rop, 9, "E8 @host_to_guest <io> C3"),
 ];
 
 /// Without helpers: sub eax,eax and the fifteen loads, RDI last; jmp +0, pushfq and push rdi; its fifteen stores and
@@ -49,13 +49,13 @@ fn expand(pattern: &str, va: u64, io: &[u8], symbol: impl Fn(&str) -> u64) -> Ve
     bytes
 }
 
-fn pattern(layout: Layout) -> &'static str {
+fn pattern(layout: StubLayout) -> &'static str {
     STUBS.iter().find(|row| row.0 == layout).map_or(INLINE, |row| row.2)
 }
 
 const HELPERS_AT: u64 = 0xffff_8000_0010_0000;
 
-fn helpers(layout: Layout) -> (Helpers, Vec<u8>) {
+fn helpers(layout: StubLayout) -> (Helpers, Vec<u8>) {
     let mut bytes = vec![0; 256];
     let helpers = Helpers::emit(&mut bytes, HELPERS_AT, layout).unwrap();
     bytes.truncate(helpers.len());
@@ -68,7 +68,7 @@ fn address(helpers: &Helpers, name: &str) -> u64 {
 
 #[test]
 fn every_form_in_a_slot() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let (helpers, _) = helpers(layout);
         for (i, form) in forms().enumerate() {
             // Before the helpers and behind them.
@@ -83,7 +83,7 @@ fn every_form_in_a_slot() {
 
 #[test]
 fn every_form_in_the_table() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::new(layout).unwrap();
         let (helpers, helper_bytes) = helpers(layout);
         let origin = table.code().as_ptr() as u64;
@@ -99,7 +99,7 @@ fn every_form_in_the_table() {
 
 #[test]
 fn every_form_in_a_table_of_the_callers() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let options = SlotOptions::default();
         let mut memory = vec![0; CodeTable::size(layout, &options)];
         let table = CodeTable::emit(&mut memory, HELPERS_AT, layout, &options).unwrap();
@@ -126,15 +126,15 @@ fn the_published_lengths() {
 #[test]
 fn the_list_of_forms() {
     let ours: std::collections::BTreeSet<_> = forms().map(|form| form.insn).collect();
-    let theirs: Vec<_> = IoInsn::all().collect();
+    let theirs: Vec<_> = IoInsn::in_out().collect();
     assert_eq!((ours.len(), theirs.len(), IoInsn::COUNT), (1542, 1542, 1542));
     assert_eq!(theirs.iter().copied().collect::<std::collections::BTreeSet<_>>(), ours);
-    assert!(theirs[..6].iter().all(|insn| insn.port == PortOperand::Dx));
+    assert!(theirs[..6].iter().all(|insn| insn.operand == PortOperand::Dx));
 }
 
 #[test]
 fn endbr64_comes_first() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::builder().layout(layout).endbr64(true).build().unwrap();
         let plain = StubTable::new(layout).unwrap();
         for form in forms() {
@@ -147,7 +147,7 @@ fn endbr64_comes_first() {
 /// A no-op of three bytes in place of `<io>`, and nothing else changed.
 #[test]
 fn an_elided_access_is_as_long() {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         let (helpers, _) = helpers(layout);
         let origin = table.code().as_ptr() as u64;
@@ -164,7 +164,7 @@ fn an_elided_access_is_as_long() {
 fn proliant_in_ring_0() {
     const PAYLOAD: [u8; 9] = [0x9c, 0xfa, 0xee, 0xec, 0xa8, 0x80, 0x75, 0xfb, 0x9d];
     let options = SlotOptions { quirk: Some(Quirk::PROLIANT), ring: Ring::Zero, ..SlotOptions::default() };
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let (helpers, _) = helpers(layout);
         let (mut slot, va) = ([0; 256], HELPERS_AT + 0x1000);
         let len = emit_stub_with(&mut slot, va, IoInsn::out_dx(Width::Byte), &helpers, &options).unwrap();
@@ -177,7 +177,7 @@ fn proliant_in_ring_0() {
 #[test]
 fn proliant_in_ring_3() {
     let options = SlotOptions { quirk: Some(Quirk::PROLIANT), ring: Ring::Three, ..SlotOptions::default() };
-    let (helpers, _) = helpers(Layout::Rop);
+    let (helpers, _) = helpers(StubLayout::Rop);
     let (mut slot, va) = ([0; 64], HELPERS_AT + 0x1000);
     let len = emit_stub_with(&mut slot, va, IoInsn::out_dx(Width::Byte), &helpers, &options).unwrap();
     let payload = &slot[5..len - 1]; // call … ret

@@ -10,8 +10,8 @@ use std::thread;
 
 use common::{Rng, forms, host};
 use ioemul::{
-    CodeSink, CodeTable, Gprs, Helpers, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortSet, Quirk, QuirkTable,
-    SoftwareBus, Stub, StubTable, Width,
+    CodeSink, CodeTable, Gprs, Helpers, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, Quirk, QuirkTable,
+    SoftwareBus, Stub, StubLayout, StubTable, Width,
 };
 
 const _: () = {
@@ -39,7 +39,7 @@ fn one_table_for_all() {
     let mut quirks = QuirkTable::none();
     quirks.push(cpuid);
     let leaf = __cpuid_count(0, 0);
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::builder().layout(layout).quirks(quirks.clone()).elide_io(true).build().unwrap();
         thread::scope(|scope| {
             for seed in 0..8 {
@@ -81,7 +81,7 @@ fn an_emulator_for_each_thread() {
         .map(|i| {
             let mut bus = SoftwareBus::new();
             bus.attach(0x40..=0x40, Counter(count.clone())).unwrap();
-            let layout = Layout::ALL[i % 4];
+            let layout = StubLayout::ALL[i % 4];
             IoEmulator::builder().layout(layout).ports(PortSet::all()).bus(bus).build().unwrap()
         })
         .collect();
@@ -108,5 +108,5 @@ fn the_global_table() {
         (0..8).map(|_| thread::spawn(|| StubTable::global().unwrap().code().as_ptr() as usize)).collect();
     let addresses: Vec<usize> = asked.into_iter().map(|thread| thread.join().unwrap()).collect();
     assert!(addresses.iter().all(|address| *address == addresses[0]));
-    assert_eq!(StubTable::global().unwrap().layout(), Layout::CallRet);
+    assert_eq!(StubTable::global().unwrap().layout(), StubLayout::CallRet);
 }

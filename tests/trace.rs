@@ -191,12 +191,11 @@ fn any_record() -> impl Strategy<Value = Record> {
         let word = prop_oneof![Just(0), any::<u64>()];
         prop::array::uniform16(word).prop_map(Gprs::from_words)
     };
-    let insn = (0..IoInsn::COUNT + IoInsn::STRING_COUNT)
-        .prop_map(|index| IoInsn::all().chain(IoInsn::strings()).nth(index).unwrap());
+    let insn = (0..IoInsn::COUNT + IoInsn::STRING_COUNT).prop_map(|index| IoInsn::all().nth(index).unwrap());
     let refused = prop::option::of(any::<String>().prop_map(RecordedError::Refused));
     (insn, gprs(), gprs(), 0..20_u64, refused).prop_map(|(insn, mut before, after, count, error)| {
         let mut data = Vec::new();
-        if let ioemul::PortOperand::String { rep, .. } = insn.port {
+        if let ioemul::PortOperand::String { rep, .. } = insn.operand {
             before.rcx = count;
             let elements = if rep { count as usize } else { 1 };
             data = (0..elements * usize::from(insn.width.bytes())).map(|i| i as u8).collect();

@@ -13,9 +13,9 @@ pub type Entry = unsafe extern "sysv64" fn(*mut Gprs);
 unsafe extern "sysv64" {
     /// Returns at once: what the call itself costs.
     pub fn ioemul_hand_empty(gprs: *mut Gprs);
-    /// `Layout::CallRet`, instruction for instruction.
+    /// `StubLayout::CallRet`, instruction for instruction.
     pub fn ioemul_hand_call_ret(gprs: *mut Gprs);
-    /// `Layout::Inline`, instruction for instruction.
+    /// `StubLayout::Inline`, instruction for instruction.
     pub fn ioemul_hand_inline(gprs: *mut Gprs);
     /// Call/ret in the order in which the original patch loads and stores, on its register file (its order in memory
     /// is another: R15 first, RDI last), without RFLAGS.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use ioemul::{Helpers, IoInsn, Layout, Stub, emit_stub};
+use ioemul::{Helpers, IoInsn, Stub, StubLayout, emit_stub};
 
 use super::hand::Entry;
 
@@ -17,7 +17,7 @@ pub fn entry(stub: Stub<'_>) -> Entry {
 const PAGE: usize = 4096;
 
 /// A slot as a hypervisor has one for each CPU: executable at one address, written to at another.
-/// (For [`Layout::CallRet`], whose stubs are 36 bytes long.)
+/// (For [`StubLayout::CallRet`], whose stubs are 36 bytes long.)
 pub struct AliasedSlot {
     writable: *mut u8,
     executable: *mut u8,
@@ -47,7 +47,7 @@ impl AliasedSlot {
         let executable = map(libc::PROT_READ | libc::PROT_EXEC)?;
         // SAFETY: the mapping is as long as that, and nobody else knows it.
         let room = unsafe { core::slice::from_raw_parts_mut(writable, Self::SLOT) };
-        let helpers = Helpers::emit(room, executable as u64, Layout::CallRet).map_err(io::Error::other)?;
+        let helpers = Helpers::emit(room, executable as u64, StubLayout::CallRet).map_err(io::Error::other)?;
         Ok(Self { writable, executable, helpers, _memory: memory })
     }
 

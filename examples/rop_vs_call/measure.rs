@@ -1,6 +1,6 @@
 //! The measurement itself.
 
-use ioemul::{Error, Gprs, IoInsn, Layout, StubTable, Width};
+use ioemul::{Error, Gprs, IoInsn, StubLayout, StubTable, Width};
 
 use crate::counters::BranchMisses;
 use crate::knee::{Knee, departure};
@@ -18,7 +18,7 @@ const CALLS: u64 = 100;
 /// One curve: a layout, or the frames alone.
 pub struct Series {
     pub name: &'static str,
-    pub layout: Option<Layout>,
+    pub layout: Option<StubLayout>,
     /// TSC cycles per call, stub and frames together, by depth.
     pub cycles: Vec<Summary>,
     /// Mispredicted branches per call, by depth, where they can be counted.
@@ -55,7 +55,7 @@ pub struct Machine {
 pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Measured, Error> {
     let insn = IoInsn::out_dx(Width::Byte);
     let table = |layout| StubTable::builder().layout(layout).elide_io(true).build();
-    let layouts = [Layout::Inline, Layout::Compact, Layout::CallRet, Layout::Rop];
+    let layouts = [StubLayout::Inline, StubLayout::Compact, StubLayout::CallRet, StubLayout::Rop];
     let tables = layouts.map(table).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut subjects = vec![("frames alone", None, hand::ioemul_hand_empty as Entry)];
     for (layout, table) in layouts.into_iter().zip(&tables) {
@@ -112,12 +112,12 @@ pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Meas
     })
 }
 
-pub fn name(layout: Layout) -> &'static str {
+pub fn name(layout: StubLayout) -> &'static str {
     match layout {
-        Layout::CallRet => "CallRet",
-        Layout::Compact => "Compact",
-        Layout::Inline => "Inline",
-        Layout::Rop => "Rop",
+        StubLayout::CallRet => "CallRet",
+        StubLayout::Compact => "Compact",
+        StubLayout::Inline => "Inline",
+        StubLayout::Rop => "Rop",
         _ => "another layout",
     }
 }

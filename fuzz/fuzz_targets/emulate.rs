@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use ioemul::{
-    DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortOperand, PortSet,
+    DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, StubLayout, PortAccess, PortDevice, PortOperand, PortSet,
     QuirkTable, SoftwareBus,
 };
 use libfuzzer_sys::fuzz_target;
@@ -66,7 +66,7 @@ fn emulators() -> Vec<IoEmulator> {
         ports.deny(0x2000..=0x2fff);
         IoEmulator::builder().layout(layout).ports(ports).quirks(quirks).bus(bus).build().unwrap()
     };
-    Layout::ALL
+    StubLayout::ALL
         .into_iter()
         .flat_map(|layout| [emulator(layout, QuirkTable::none()), emulator(layout, QuirkTable::builtin())])
         .collect()
@@ -111,7 +111,7 @@ fn string(emulator: &mut IoEmulator, insn: IoInsn, given: Gprs, len: usize) {
         _ => emulator.write_string(insn, &mut gprs, &memory[..len]),
     };
     assert!(memory[len..].iter().all(|byte| *byte == PATTERN), "written past the end of the memory");
-    let PortOperand::String { rep, .. } = insn.port else { unreachable!() };
+    let PortOperand::String { rep, .. } = insn.operand else { unreachable!() };
     match result {
         Ok(done) => assert!(done <= len && done.is_multiple_of(usize::from(insn.width.bytes()))),
         Err(Error::Device { .. }) => {

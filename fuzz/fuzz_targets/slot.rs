@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
-use ioemul::{Helpers, IoInsn, Layout, emit_stub_with, stub_fixup};
+use ioemul::{Helpers, IoInsn, StubLayout, emit_stub_with, stub_fixup};
 use ioemul_fuzz::{Address, Options, emitted};
 use libfuzzer_sys::fuzz_target;
 
@@ -20,10 +20,10 @@ struct Input {
     rip: u64,
 }
 
-static FORMS: LazyLock<Vec<IoInsn>> = LazyLock::new(|| IoInsn::all().chain(IoInsn::strings()).collect());
+static FORMS: LazyLock<Vec<IoInsn>> = LazyLock::new(|| IoInsn::all().collect());
 
 fuzz_target!(|input: Input| {
-    let layout = Layout::ALL[usize::from(input.layout % 4)];
+    let layout = StubLayout::ALL[usize::from(input.layout % 4)];
     let insn = FORMS[usize::from(input.form) % FORMS.len()];
     let options = input.options.at(input.helpers_va);
     let mut memory = [0; 600];

@@ -6,9 +6,9 @@ use super::{EmitError, SlotOptions};
 use crate::{CodeSink, Helper};
 
 /// The addresses of helpers.
-pub(super) type Targets = [Option<u64>; Helper::COUNT];
+pub(crate) type Targets = [Option<u64>; Helper::COUNT];
 
-pub(super) fn with_thunk(mut targets: Targets, options: &SlotOptions) -> Targets {
+pub(crate) fn with_thunk(mut targets: Targets, options: &SlotOptions) -> Targets {
     targets[Helper::ReturnThunk as usize] = options.return_thunk;
     targets
 }
@@ -34,7 +34,7 @@ const MAX_LOCALS: usize = 8;
 const MAX_PENDING: usize = 8;
 
 /// Two helpers and a return thunk: no stub without a quirk branches elsewhere.
-pub(super) const MAX_BRANCHES: usize = 3;
+pub(crate) const MAX_BRANCHES: usize = 3;
 
 /// A reference that waits for its label.
 #[derive(Clone, Copy)]
@@ -48,7 +48,7 @@ struct Pending {
 }
 
 /// Writes to a slice as far as it reaches and counts on past its end.
-pub(super) struct SlotSink<'a> {
+pub(crate) struct SlotSink<'a> {
     buf: &'a mut [u8],
     va: u64,
     len: usize,

@@ -4,8 +4,7 @@ use arrayvec::ArrayVec;
 
 use super::sink::{MAX_BRANCHES, SlotSink, Targets};
 use super::{EmitError, room};
-use crate::layout::StubStyle;
-use crate::stub::emit_stub;
+use crate::stub::{StubStyle, emit_stub};
 use crate::{Helper, IoInsn, Ring, Width};
 
 #[derive(Clone, Debug)]
@@ -64,13 +63,13 @@ impl Template {
 mod tests {
     use super::super::{Helpers, SlotOptions, checked_stub, emit_checked, emit_stub_with, with_thunk};
     use super::*;
-    use crate::Layout;
+    use crate::StubLayout;
 
     /// A stub copied from the template is the one that the emitter makes, and refused where that is, in the same words.
     #[test]
     fn the_template_is_the_emitters_stub() {
         let near = 1 << 40;
-        for layout in Layout::ALL {
+        for layout in StubLayout::ALL.iter().copied() {
             for bits in 0..8 {
                 let options = SlotOptions {
                     endbr64: bits & 1 != 0,
@@ -81,7 +80,8 @@ mod tests {
                 let helpers = Helpers::emit_with(&mut [0; Helpers::MAX_LEN], near, layout, &options).unwrap();
                 assert!(helpers.template.as_ref().unwrap().is_for(&options.style(layout), options.return_thunk));
                 let addresses = [(near + 0x2340, 256), (near, 5), (1 << 41, 256), (u64::MAX - 4, 256), (0, 256)];
-                for ((va, len), insn) in addresses.into_iter().flat_map(|at| IoInsn::all().map(move |insn| (at, insn)))
+                for ((va, len), insn) in
+                    addresses.into_iter().flat_map(|at| IoInsn::in_out().map(move |insn| (at, insn)))
                 {
                     let (mut copied, mut emitted) = ([0; 256], [0; 256]);
                     let copy = emit_stub_with(&mut copied[..len], va, insn, &helpers, &options);

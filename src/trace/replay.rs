@@ -281,14 +281,10 @@ impl PortDevice for Player {
 impl Record {
     /// Bytes that INS or OUTS was asked to move; `None` for IN and OUT.
     pub(super) fn requested(&self) -> Option<u64> {
-        let PortOperand::String { rep, addr32 } = self.insn.port else {
+        let PortOperand::String { rep, address, .. } = self.insn.operand else {
             return None;
         };
-        let count = match (rep, addr32) {
-            (false, _) => 1,
-            (true, false) => self.before.rcx,
-            (true, true) => self.before.rcx & u64::from(u32::MAX),
-        };
+        let count = if rep { self.before.rcx & address.mask() } else { 1 };
         Some(count.saturating_mul(self.insn.width.bytes().into()))
     }
 

@@ -38,9 +38,10 @@ const ROWS: [Row; 6] = [
 /// All 1,542 forms, from the table above and not from the library.
 pub fn forms() -> impl Iterator<Item = Form> {
     ROWS.into_iter().flat_map(|(direction, width, first, imm8, dx)| {
-        let dx = Form { insn: IoInsn { direction, width, port: PortOperand::Dx }, io: [first, dx.0, 0x90], code: dx.1 };
+        let dx =
+            Form { insn: IoInsn { direction, width, operand: PortOperand::Dx }, io: [first, dx.0, 0x90], code: dx.1 };
         let imm8 = (0..=u8::MAX).map(move |port| Form {
-            insn: IoInsn { direction, width, port: PortOperand::Imm8(port) },
+            insn: IoInsn { direction, width, operand: PortOperand::Imm8(port) },
             io: [first, imm8.0, port],
             code: imm8.1,
         });
@@ -56,7 +57,7 @@ pub fn kind(code: Code) -> Option<(Direction, Width)> {
 
 /// A few forms that differ in everything a stub may depend on, for tests that are slow for each.
 pub fn some_forms() -> impl Iterator<Item = Form> {
-    forms().filter(|form| matches!(form.insn.port, PortOperand::Dx | PortOperand::Imm8(0x00 | 0xc3 | 0xff)))
+    forms().filter(|form| matches!(form.insn.operand, PortOperand::Dx | PortOperand::Imm8(0x00 | 0xc3 | 0xff)))
 }
 
 /// Any contents of the register file.

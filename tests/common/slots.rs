@@ -1,6 +1,6 @@
 //! The options of a slot, all of them.
 
-use ioemul::{Helpers, Layout, Quirk, Ring, SlotOptions};
+use ioemul::{Helpers, Quirk, Ring, SlotOptions, StubLayout};
 
 /// Where the code is said to be, and its return thunk is not far.
 pub const VA: u64 = 0xffff_8000_1234_0000;
@@ -23,6 +23,6 @@ pub fn options() -> Vec<SlotOptions> {
 }
 
 /// The helpers alone: where they are, not what they are.
-pub fn helpers_at(va: u64, layout: Layout, options: &SlotOptions) -> Helpers {
+pub fn helpers_at(va: u64, layout: StubLayout, options: &SlotOptions) -> Helpers {
     Helpers::emit_with(&mut [0; 256], va, layout, options).unwrap()
 }

@@ -6,12 +6,12 @@ use std::io;
 use hw_shared::stubs::{Slot, Style};
 use hw_shared::{Engine, Refused, by_hand};
 use ioemul::{
-    Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortSet, QuirkTable, Ring, StubTable,
+    Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, PortAccess, PortSet, QuirkTable, Ring, StubLayout, StubTable,
 };
 
 /// An engine and its place in the report.
 pub struct Named {
-    pub layout: Layout,
+    pub layout: StubLayout,
     pub variant: &'static str,
     pub engine: Box<dyn Native>,
 }
@@ -34,7 +34,7 @@ fn refused(insn: IoInsn) -> impl Fn(ioemul::Error) -> Refused {
 pub fn all() -> Result<Vec<Named>, Box<dyn Error>> {
     let quirks = QuirkTable::for_platform(&DmiIdentity::read()?);
     let mut engines = Vec::new();
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         // SAFETY: the machine is ours alone and was made for this.
         let builder = unsafe { IoEmulator::builder().layout(layout).ports(PortSet::all()).native() };
         engines.push(Named { layout, variant: "emulator", engine: Box::new(Emulator(builder.build()?)) });
@@ -47,11 +47,11 @@ pub fn all() -> Result<Vec<Named>, Box<dyn Error>> {
 /// The reference, in place of the library.
 pub fn by_hand() -> io::Result<Vec<Named>> {
     let engine = Box::new(ByHand(executable_memory()?));
-    Ok(vec![Named { layout: Layout::CallRet, variant: "by hand", engine }])
+    Ok(vec![Named { layout: StubLayout::CallRet, variant: "by hand", engine }])
 }
 
 /// A slot of which one byte may be wrong.
-pub fn broken(layout: Layout, broken: bool) -> Result<Slot, Box<dyn Error>> {
+pub fn broken(layout: StubLayout, broken: bool) -> Result<Slot, Box<dyn Error>> {
     let quirk = QuirkTable::for_platform(&DmiIdentity::read()?).as_slice().first().copied();
     let style = Style { broken, quirk, ring: Ring::Three, hardened: None };
     // SAFETY: the memory is executable, and new for each slot.

@@ -16,7 +16,7 @@ use hw_shared::{
     CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Kind, Line, Linux, Machine, Mix, Mode, Params,
     Place, Rng, compare, run_broken, run_check, script, soak,
 };
-use ioemul::{DmiIdentity, Gprs, IoInsn, IoPrivilegeLevel, Layout, PROLIANT_POLL_LIMIT, Width};
+use ioemul::{DmiIdentity, Gprs, IoInsn, IoPrivilegeLevel, PROLIANT_POLL_LIMIT, StubLayout, Width};
 
 use engines::{Named, Native};
 
@@ -73,7 +73,7 @@ fn record(console: &mut File, engines: &mut [Named], params: &Params) -> Result<
         script::record(&format_args!("{layout:?}"), &mut **engine, params, &mut lines)?;
     }
     if params.mode == Mode::Record {
-        script::record(&"broken", &mut engines::broken(Layout::CallRet, true)?, params, &mut lines)?;
+        script::record(&"broken", &mut engines::broken(StubLayout::CallRet, true)?, params, &mut lines)?;
     }
     console.write_all(lines.as_bytes())?;
     Ok(())
@@ -83,7 +83,7 @@ fn record(console: &mut File, engines: &mut [Named], params: &Params) -> Result<
 fn soak(console: &mut File, engines: &mut [Named], devices: Devices, params: &Params) -> Result<(), Box<dyn Error>> {
     let _privilege = IoPrivilegeLevel::acquire()?;
     prepare_smm(engines, &Params { control: false, ..*params })?;
-    let mut broken = engines::broken(Layout::CallRet, true)?;
+    let mut broken = engines::broken(StubLayout::CallRet, true)?;
     let mut names: Vec<String> = engines.iter().map(|e| format!("{:?}, {}", e.layout, e.variant)).collect();
     let mut turns: Vec<&mut dyn Engine> = engines.iter_mut().map(|e| &mut *e.engine as _).collect();
     if params.control {

@@ -3,7 +3,7 @@
 
 use hw_shared::stubs::{Slot, Style, Table, Thunk};
 use hw_shared::{Engine, RING0_VARIANTS};
-use ioemul::{Layout, Quirk, Ring};
+use ioemul::{StubLayout, Quirk, Ring};
 
 use crate::smbios;
 
@@ -51,10 +51,10 @@ fn quirk() -> Option<Quirk> {
 }
 
 /// Calls `visit` with the layout, the variant and the engine, for each in turn.
-pub fn for_each(mut visit: impl FnMut(Layout, &'static str, &mut dyn Engine)) {
+pub fn for_each(mut visit: impl FnMut(StubLayout, &'static str, &mut dyn Engine)) {
     let style = Style { quirk: quirk(), ring: Ring::Zero, ..Style::default() };
     let hardened = Style { hardened: Some(thunk()), ..style };
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         for &variant in RING0_VARIANTS {
             let memory = memory();
             // SAFETY: all memory is executable here, and the engines live one after the other.
@@ -70,7 +70,7 @@ pub fn for_each(mut visit: impl FnMut(Layout, &'static str, &mut dyn Engine)) {
 }
 
 /// One of four slots that can be used side by side, of which one byte may be wrong.
-pub fn slot(layout: Layout, place: usize, broken: bool) -> Slot {
+pub fn slot(layout: StubLayout, place: usize, broken: bool) -> Slot {
     const SIZE: usize = size_of::<Memory>() / 4;
     assert!(place < 4);
     // SAFETY: all memory is executable here, this is a quarter of ours, and nobody asks for it twice at a time.

@@ -11,7 +11,7 @@ use core::fmt::Write;
 
 use hw_shared::model::Model;
 use hw_shared::{CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script, soak};
-use ioemul::Layout;
+use ioemul::StubLayout;
 
 use machine::Serial;
 
@@ -30,7 +30,7 @@ extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
 
 /// Puts our handler into SMRAM.
 fn prepare_smm(params: &Params) {
-    let engine = &mut engines::slot(Layout::CallRet, 0, false);
+    let engine = &mut engines::slot(StubLayout::CallRet, 0, false);
     let chipset = Chipset::probe(engine).expect("nothing faults in ring 0");
     let deaf = params.control && matches!(params.mode, Mode::Checks(_));
     machine::install_smm_handler(chipset, engine, deaf).expect("nothing faults in ring 0");
@@ -46,7 +46,7 @@ fn checks(params: &Params) {
         }
     });
     for check in CHECKS.iter().filter(|check| matches!(check.kind, Kind::Broken)) {
-        for layout in Layout::ALL {
+        for layout in StubLayout::ALL.iter().copied() {
             let outcome = run_broken(&mut engines::slot(layout, 0, !params.control));
             print(format_args!("{}\n", Line { check: check.name, layout, variant: "patched slot", outcome: &outcome }));
         }
@@ -55,23 +55,23 @@ fn checks(params: &Params) {
 
 /// The reference script, once in every layout.
 fn record(params: &Params) {
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         script::record(&format_args!("{layout:?}"), &mut engines::slot(layout, 0, false), params, &mut Serial)
             .expect("the serial port takes it");
     }
-    script::record(&"broken", &mut engines::slot(Layout::CallRet, 0, true), params, &mut Serial)
+    script::record(&"broken", &mut engines::slot(StubLayout::CallRet, 0, true), params, &mut Serial)
         .expect("the serial port takes it");
 }
 
 /// The mix, on a slot of each layout in turn, next to the model.
 fn soak(devices: Devices, params: &Params) {
-    let mut slots = core::array::from_fn::<_, 4, _>(|n| engines::slot(Layout::ALL[n], n, params.control && n == 3));
+    let mut slots = core::array::from_fn::<_, 4, _>(|n| engines::slot(StubLayout::ALL[n], n, params.control && n == 3));
     let [a, b, c, d] = &mut slots;
     let mut mix = Mix::new(params.seed, devices);
     match soak::soak(&mut [a, b, c, d], &mut mix, &mut Model::new(params.proliant), |accesses| accesses < params.count)
     {
         Ok(counts) => print(format_args!("ioemul|soak|{counts}|ok\n")),
-        Err((turn, failure)) => print(format_args!("ioemul|soak|{:?}, slot|{failure}\n", Layout::ALL[turn])),
+        Err((turn, failure)) => print(format_args!("ioemul|soak|{:?}, slot|{failure}\n", StubLayout::ALL[turn])),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use ioemul::{Direction, Gprs, IoInsn, PortOperand};
+use ioemul::{AddressSize, Direction, Gprs, IoInsn, PortOperand};
 
 use crate::fifo::fifo;
 use crate::strings::{backwards, refused, strings};
@@ -45,7 +45,7 @@ pub trait Engine {
 
 /// Whether INS or OUTS use ECX, ESI and EDI.
 pub const fn is_addr32(insn: IoInsn) -> bool {
-    matches!(insn.port, PortOperand::String { addr32: true, .. })
+    matches!(insn.operand, PortOperand::String { address: AddressSize::Bits32, .. })
 }
 
 /// The access did not happen: the processor raised #GP.

@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use ioemul::Layout;
+use ioemul::StubLayout;
 
 use crate::{Kind, Linux};
 
@@ -25,14 +25,14 @@ pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened"];
 impl Kind {
     /// The ways in which a check runs in one layout. Only stubs themselves can be called by hand, with DF set or with
     /// pointers to memory that is not there; and what is not a matter of the layout runs once.
-    pub fn variants(&self, place: Place, layout: Layout) -> &'static [&'static str] {
+    pub fn variants(&self, place: Place, layout: StubLayout) -> &'static [&'static str] {
         match (self, place) {
             (Kind::Broken, _) => &["patched slot"],
             (Kind::Unprivileged | Kind::Linux(_), Place::Ring0) => &[],
             (_, Place::Ring0) => RING0_VARIANTS,
             (Kind::Backwards | Kind::Linux(Linux::PageFault), Place::Ring3) => &["table"],
             (Kind::Linux(Linux::Permission | Linux::Level | Linux::Busy), Place::Ring3) => RING3_VARIANTS,
-            (Kind::Linux(_), Place::Ring3) if layout == Layout::default() => &["process"],
+            (Kind::Linux(_), Place::Ring3) if layout == StubLayout::default() => &["process"],
             (Kind::Linux(_), Place::Ring3) => &[],
             (_, Place::Ring3) => RING3_VARIANTS,
         }
@@ -42,7 +42,7 @@ impl Kind {
 /// A result on its way to the host.
 pub struct Line<'a, E> {
     pub check: &'a str,
-    pub layout: Layout,
+    pub layout: StubLayout,
     pub variant: &'a str,
     /// Accesses made, or what went wrong.
     pub outcome: &'a Result<u64, E>,

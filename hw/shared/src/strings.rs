@@ -57,7 +57,7 @@ fn all_forms(engine: &mut dyn Engine, memory: &mut [u8], df: u64) -> Result<u64,
 
 /// How many elements a form can be told to move: as many as wanted, or one.
 pub fn counts(insn: IoInsn, with_rep: &[u64]) -> &[u64] {
-    match insn.port {
+    match insn.operand {
         PortOperand::String { rep: true, .. } => with_rep,
         _ => &[1],
     }
@@ -123,8 +123,8 @@ impl<'a> Strings<'a> {
 pub fn string_registers(rng: &mut Rng, insn: IoInsn, port: u16, count: u64) -> Gprs {
     let mut gprs = rng.gprs();
     gprs.rdx = gprs.rdx & !0xffff | u64::from(port);
-    if let PortOperand::String { rep: true, addr32 } = insn.port {
-        gprs.rcx = if addr32 { gprs.rcx & !0xffff_ffff | count } else { count };
+    if let PortOperand::String { rep: true, address, .. } = insn.operand {
+        gprs.rcx = gprs.rcx & !address.mask() | count;
     }
     gprs
 }
@@ -142,7 +142,7 @@ pub fn after_elements(insn: IoInsn, before: &Gprs, elements: u64) -> Gprs {
         Direction::In => after.rdi = written(before.rdi.wrapping_add(moved)),
         _ => after.rsi = written(before.rsi.wrapping_add(moved)),
     }
-    if matches!(insn.port, PortOperand::String { rep: true, .. }) {
+    if matches!(insn.operand, PortOperand::String { rep: true, .. }) {
         after.rcx = written(before.rcx.wrapping_sub(elements));
     }
     after

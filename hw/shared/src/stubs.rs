@@ -1,6 +1,6 @@
 //! Engines on memory that the guest owns: a slot that is rewritten for each access, and a table of every form.
 
-use ioemul::{CodeTable, EmitError, Gprs, Helpers, IoInsn, Layout, Quirk, Ring, SlotOptions, emit_stub_with};
+use ioemul::{CodeTable, EmitError, Gprs, Helpers, IoInsn, Quirk, Ring, SlotOptions, StubLayout, emit_stub_with};
 
 use crate::{Engine, Refused};
 
@@ -56,7 +56,7 @@ impl Slot {
     /// # Safety
     ///
     /// The memory can be read, written and executed where it lies, and is the slot's alone as long as that lives.
-    pub unsafe fn new(memory: *mut [u8], layout: Layout, style: Style) -> Result<Self, EmitError> {
+    pub unsafe fn new(memory: *mut [u8], layout: StubLayout, style: Style) -> Result<Self, EmitError> {
         // SAFETY: the caller's promise.
         let (helpers_memory, _) = unsafe { &mut *memory }.split_at_mut(HELPERS);
         let va = helpers_memory.as_ptr().expose_provenance() as u64;
@@ -117,7 +117,7 @@ impl Table {
     /// # Safety
     ///
     /// As for [`Slot::new`].
-    pub unsafe fn new(memory: *mut [u8], layout: Layout, style: Style) -> Result<Self, EmitError> {
+    pub unsafe fn new(memory: *mut [u8], layout: StubLayout, style: Style) -> Result<Self, EmitError> {
         // SAFETY: the caller's promise.
         let memory = unsafe { &mut *memory };
         let va = memory.as_ptr().expose_provenance() as u64;

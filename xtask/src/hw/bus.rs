@@ -5,23 +5,25 @@ use std::sync::{Arc, Mutex};
 use anyhow::Result;
 use hw_shared::model::{Model, PROLIANT_PORT, VMWARE_PORT};
 use hw_shared::{DMI_PRODUCT, DMI_VENDOR, Engine, Params, Refused, SMI_PORT, script};
-use ioemul::{DmiIdentity, Gprs, IoEmulator, IoInsn, Layout, PortAccess, PortDevice, PortSet, QuirkTable, SoftwareBus};
+use ioemul::{
+    DmiIdentity, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, QuirkTable, SoftwareBus, StubLayout,
+};
 
 /// Runs the script in every layout, on the bare model, and with one device that is wrong; the lines are those that a guest
 /// would print.
 pub fn record(params: &Params) -> Result<String> {
     let mut lines = String::new();
-    for layout in Layout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let mut engine = Emulator(emulator(layout, params.proliant, false)?);
         script::record(&format_args!("{layout:?}"), &mut engine, params, &mut lines)?;
     }
     script::record(&"model", &mut Model::new(params.proliant), params, &mut lines)?;
-    let mut broken = Emulator(emulator(Layout::CallRet, params.proliant, true)?);
+    let mut broken = Emulator(emulator(StubLayout::CallRet, params.proliant, true)?);
     script::record(&"broken", &mut broken, params, &mut lines)?;
     Ok(lines)
 }
 
-fn emulator(layout: Layout, proliant: bool, broken: bool) -> Result<IoEmulator> {
+fn emulator(layout: StubLayout, proliant: bool, broken: bool) -> Result<IoEmulator> {
     let model = Arc::new(Mutex::new(Model::new(proliant)));
     let mut bus = SoftwareBus::new();
     let ports = [

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hw_shared::{CHECKS, Check, Machine, Mode, Params, Place};
-use ioemul::Layout;
+use ioemul::StubLayout;
 
 use super::guests::Image;
 use super::qemu::{self, Guest, Output, Setup};
@@ -52,7 +52,7 @@ pub struct Run {
     pub control: bool,
     pub wall: Duration,
     /// By check and layout.
-    pub cells: Vec<[Cell; LAYOUTS.len()]>,
+    pub cells: Vec<Vec<Cell>>,
     /// What the guests want to be shown, by check.
     pub shown: Vec<Vec<String>>,
     /// Trouble that belongs to no check.
@@ -60,7 +60,7 @@ pub struct Run {
 }
 
 /// The columns.
-pub const LAYOUTS: [Layout; 4] = Layout::ALL;
+pub const LAYOUTS: &[StubLayout] = StubLayout::ALL;
 
 /// One check in one layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +89,10 @@ impl Run {
         let Guest { machine, image, params, .. } = guests[0];
         let place = if matches!(image, Image::Ring0 { .. }) { Place::Ring0 } else { Place::Ring3 };
         let lines: Vec<_> = outputs.iter().flat_map(Output::lines).collect();
-        let cells = CHECKS.iter().map(|check| LAYOUTS.map(|layout| cell(&lines, place, check, layout))).collect();
+        let cells = CHECKS
+            .iter()
+            .map(|check| LAYOUTS.iter().map(|layout| cell(&lines, place, check, *layout)).collect())
+            .collect();
         let shown = CHECKS.iter().map(|check| {
             let lines = lines.iter().filter_map(|line| line.strip_prefix(&["shown", check.name]));
             lines.map(|line| line.join("|")).collect()
@@ -125,7 +128,7 @@ impl Run {
     }
 
     /// Those that are not as they should be.
-    pub fn bad_cells(&self) -> impl Iterator<Item = (&'static Check, Layout, &Cell)> {
+    pub fn bad_cells(&self) -> impl Iterator<Item = (&'static Check, StubLayout, &Cell)> {
         let cells = CHECKS.iter().zip(&self.cells);
         let cells = cells.flat_map(|(check, row)| LAYOUTS.iter().zip(row).map(move |(l, cell)| (check, *l, cell)));
         cells.filter(|(check, layout, cell)| match cell {
@@ -144,7 +147,7 @@ impl Run {
     }
 }
 
-fn cell(lines: &[Vec<&str>], place: Place, check: &Check, layout: Layout) -> Cell {
+fn cell(lines: &[Vec<&str>], place: Place, check: &Check, layout: StubLayout) -> Cell {
     let variants = check.kind.variants(place, layout);
     if variants.is_empty() {
         return Cell::None;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use hw_shared::CHECKS;
-use ioemul::Layout;
+use ioemul::StubLayout;
 
 use super::checks::{Cell, LAYOUTS, Run};
 
@@ -138,12 +138,12 @@ impl Report<'_> {
     }
 }
 
-fn abbreviation(layout: Layout) -> &'static str {
+fn abbreviation(layout: StubLayout) -> &'static str {
     match layout {
-        Layout::CallRet => "call",
-        Layout::Rop => "rop",
-        Layout::Compact => "comp",
-        Layout::Inline => "inl",
+        StubLayout::CallRet => "call",
+        StubLayout::Rop => "rop",
+        StubLayout::Compact => "comp",
+        StubLayout::Inline => "inl",
         _ => "new",
     }
 }

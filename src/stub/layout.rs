@@ -15,13 +15,10 @@
 //! may be taken only there (under emulation it is), and a save before it would store what was in the register before
 //! the SMM handler ran.
 
-use crate::Ring;
-use crate::helpers::Returns;
-
 /// How a stub switches registers around its I/O instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Layout {
+pub enum StubLayout {
     /// Prologue, call to a load helper, I/O, call to a save helper, epilogue: 36 bytes, every RET paired with a CALL.
     #[default]
     CallRet,
@@ -36,49 +33,25 @@ pub enum Layout {
     Inline,
 }
 
-impl Layout {
+impl StubLayout {
     /// All layouts, the default first.
-    pub const ALL: [Layout; 4] = [Layout::CallRet, Layout::Rop, Layout::Compact, Layout::Inline];
+    pub const ALL: &[StubLayout] = &[StubLayout::CallRet, StubLayout::Rop, StubLayout::Compact, StubLayout::Inline];
 
     /// Length in bytes of a stub of IN or OUT that neither a quirk nor an option of the host makes longer.
     pub const fn stub_len(self) -> usize {
         match self {
-            Layout::CallRet => 36,
-            Layout::Rop => 9,
-            Layout::Compact => 13,
-            Layout::Inline => 163,
+            StubLayout::CallRet => 36,
+            StubLayout::Rop => 9,
+            StubLayout::Compact => 13,
+            StubLayout::Inline => 163,
         }
     }
 
     /// Bytes on the stack between RSP at the I/O and the pointer to the register file.
     pub(crate) const fn depth_at_io(self) -> u8 {
         match self {
-            Layout::Rop => 8, // the address of guest_to_host
-            Layout::CallRet | Layout::Compact | Layout::Inline => 0,
+            StubLayout::Rop => 8, // the address of guest_to_host
+            StubLayout::CallRet | StubLayout::Compact | StubLayout::Inline => 0,
         }
     }
-}
-
-/// What stands in the place of `<io>` when no quirk replaces it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Backend {
-    /// The instruction itself.
-    #[default]
-    Hardware,
-    /// A no-op of the same length, for benchmarks.
-    #[cfg(feature = "std")]
-    Elided,
-    /// A call into a device model.
-    #[cfg(feature = "std")]
-    Bus,
-}
-
-/// Everything that decides a stub's bytes, but for the instruction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct StubStyle {
-    pub layout: Layout,
-    pub backend: Backend,
-    pub endbr64: bool,
-    pub returns: Returns,
-    pub ring: Ring,
 }

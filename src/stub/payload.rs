@@ -2,8 +2,9 @@
 
 use dynasm::dynasm;
 
-use crate::layout::{Backend, StubStyle};
-use crate::{CodeSink, Helper, IoInsn};
+use super::style::{Backend, StubStyle};
+use super::{CodeSink, Helper};
+use crate::IoInsn;
 
 /// The assembler handed to a quirk's payload: `dynasm!` writes to it, and I/O instructions go through [`Self::io`].
 ///
@@ -96,9 +97,9 @@ pub(crate) fn emit_access<S: CodeSink + ?Sized>(
         #[cfg(feature = "std")]
         Backend::Bus => {
             let depth = style.layout.depth_at_io() + stack.depth_at(ops.offset() - start);
-            crate::bridge::emit_description(ops, insn, depth);
+            super::trampoline::emit_description(ops, insn, depth);
             stack.change(ops.offset() - start, 8);
-            crate::bridge::emit_call(ops);
+            super::trampoline::emit_call(ops);
             stack.change(ops.offset() - start, -8);
         }
     }

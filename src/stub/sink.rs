@@ -49,20 +49,20 @@ pub trait CodeSink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Helper {
-    /// Host to guest ([`Layout::CallRet`](crate::Layout::CallRet)).
+    /// Host to guest ([`StubLayout::CallRet`](crate::StubLayout::CallRet)).
     LoadGuestGprs,
-    /// Guest to host ([`Layout::CallRet`](crate::Layout::CallRet)).
+    /// Guest to host ([`StubLayout::CallRet`](crate::StubLayout::CallRet)).
     SaveGuestGprs,
-    /// Prologue and host to guest ([`Layout::Compact`](crate::Layout::Compact)).
+    /// Prologue and host to guest ([`StubLayout::Compact`](crate::StubLayout::Compact)).
     EnterGuest,
-    /// Guest to host and epilogue ([`Layout::Compact`](crate::Layout::Compact)).
+    /// Guest to host and epilogue ([`StubLayout::Compact`](crate::StubLayout::Compact)).
     LeaveGuest,
-    /// The first of the historic pair ([`Layout::Rop`](crate::Layout::Rop)).
+    /// The first of the historic pair ([`StubLayout::Rop`](crate::StubLayout::Rop)).
     HostToGuest,
     /// The second one, which the stub's RET returns into.
     GuestToHost,
     /// From a stub to a device model ([`SoftwareBus`](crate::SoftwareBus)).
-    BusAccess,
+    Trampoline,
     /// The host's return thunk, which is not of this crate.
     ReturnThunk,
 }
@@ -76,7 +76,7 @@ impl Helper {
         Helper::LeaveGuest,
         Helper::HostToGuest,
         Helper::GuestToHost,
-        Helper::BusAccess,
+        Helper::Trampoline,
         Helper::ReturnThunk,
     ];
 
@@ -91,7 +91,7 @@ impl Helper {
             Helper::LeaveGuest => "leave_guest",
             Helper::HostToGuest => "host_to_guest",
             Helper::GuestToHost => "guest_to_host",
-            Helper::BusAccess => "bus_access",
+            Helper::Trampoline => "trampoline",
             Helper::ReturnThunk => "return_thunk",
         }
     }

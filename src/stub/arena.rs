@@ -9,9 +9,10 @@
 //! multiplication.
 
 use crate::helpers::emit_helpers;
-use crate::layout::StubStyle;
-use crate::stub::{StubShape, emit_stub};
-use crate::{CodeSink, Gprs, IoInsn, Layout, Quirk};
+use crate::{Gprs, IoInsn, Quirk};
+
+use super::emit::{StubShape, emit_stub};
+use super::{CodeSink, StubLayout, StubStyle};
 
 /// Stubs start on this boundary: a fetch block of the front end.
 const ALIGN: usize = 16;
@@ -19,7 +20,7 @@ const ALIGN: usize = 16;
 /// Where everything is in an emitted table, as offsets from its first byte.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arena {
-    layout: Layout,
+    layout: StubLayout,
     /// The epilogue that stubs without one of their own share.
     helper_epilogue: Option<usize>,
     /// IN and OUT.
@@ -96,11 +97,11 @@ impl Arena {
         let origin = ops.offset();
         let helper_epilogue = emit_helpers(ops, style.layout, style.returns).map(|at| at - origin);
         #[cfg(feature = "std")]
-        if style.backend == crate::layout::Backend::Bus {
-            crate::bridge::emit_bridge(ops);
+        if style.backend == super::style::Backend::Bus {
+            super::trampoline::emit_trampoline(ops);
         }
         pad(ops, origin);
-        let plain = Group::emit(ops, origin, style, IoInsn::all());
+        let plain = Group::emit(ops, origin, style, IoInsn::in_out());
         let strings = Group::emit(ops, origin, style, IoInsn::strings());
         for &quirk in quirks {
             let at = ops.offset() - origin;

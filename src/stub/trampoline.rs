@@ -1,12 +1,14 @@
 //! From a stub to a device model: the code that stands in place of an I/O instruction on a bus, and what it calls.
 //!
 //! The stub pushes a *description* of the access, 32 bits: the instruction, and how far up the stack the register file's
-//! address is. The bridge finds everything else from there.
+//! address is. The trampoline finds everything else from there.
 
 use dynasm::dynasm;
 
 use crate::helpers::{RFLAGS, emit_register_loads, emit_register_stores};
-use crate::{CodeSink, Direction, Helper, IoInsn, PortOperand, Width};
+use crate::{AddressSize, Direction, IoInsn, PortOperand, Segment, Width};
+
+use super::{CodeSink, Helper};
 
 /// Emits the first half of what stands for an I/O instruction in a stub of a bus table: a push. The register file's
 /// address is `depth` bytes up the stack.
@@ -18,12 +20,12 @@ pub(crate) fn emit_description<S: CodeSink + ?Sized>(ops: &mut S, insn: IoInsn, 
 /// Emits the second half, which pops what the first one pushed. Both leave the flags alone.
 pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
     dynasm!(ops ; .arch x64
-        ; call =>Helper::BusAccess
+        ; call =>Helper::Trampoline
         ; lea rsp, [BYTE rsp + 8]
     );
 }
 
-/// Emits the bridge (see `bus.rs` for the frame; it starts with the address of the function to call).
+/// Emits the trampoline (see `bus.rs` for the frame; it starts with the address of the function to call).
 ///
 /// The stub pushed a description of the access and called; guest registers are live, the flags included. They go to the
 /// register file, the device model runs as an ordinary function on an aligned stack and works on that file, and what
@@ -37,9 +39,9 @@ pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
 ///   description           pushed by the stub
 ///   return address        at the instruction behind the call
 /// ```
-pub(crate) fn emit_bridge<S: CodeSink + ?Sized>(ops: &mut S) {
+pub(crate) fn emit_trampoline<S: CodeSink + ?Sized>(ops: &mut S) {
     dynasm!(ops ; .arch x64
-        ; =>Helper::BusAccess
+        ; =>Helper::Trampoline
         ; pushfq
         ; push rdi
         ; movzx edi, BYTE [BYTE rsp + 24 + DEPTH_BYTE]
@@ -82,10 +84,12 @@ const REP: u32 = 1 << 13;
 const ADDR32: u32 = 1 << 14;
 
 const fn encode(insn: IoInsn, depth: u8) -> i32 {
-    let port = match insn.port {
+    let port = match insn.operand {
         PortOperand::Imm8(port) => port as u32,
         PortOperand::Dx => DX,
-        PortOperand::String { rep, addr32 } => STRING | if rep { REP } else { 0 } | if addr32 { ADDR32 } else { 0 },
+        PortOperand::String { rep, address, .. } => {
+            STRING | if rep { REP } else { 0 } | if matches!(address, AddressSize::Bits32) { ADDR32 } else { 0 }
+        }
     };
     let direction = match insn.direction {
         Direction::In => 0,
@@ -107,10 +111,14 @@ pub(crate) const fn decode(description: u32) -> IoInsn {
         WORD => Width::Word,
         _ => Width::Dword,
     };
-    let port = match description & (DX | STRING) {
+    let operand = match description & (DX | STRING) {
         0 => PortOperand::Imm8(description as u8),
         DX => PortOperand::Dx,
-        _ => PortOperand::String { rep: description & REP != 0, addr32: description & ADDR32 != 0 },
+        _ => PortOperand::String {
+            rep: description & REP != 0,
+            address: if description & ADDR32 != 0 { AddressSize::Bits32 } else { AddressSize::Bits64 },
+            segment: if matches!(direction, Direction::In) { Segment::Es } else { Segment::Ds },
+        },
     };
-    IoInsn { direction, width, port }
+    IoInsn { direction, width, operand }
 }

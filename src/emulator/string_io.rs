@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // runs string stubs
 
 use crate::events::{self, Attempt, Events};
-use crate::{Direction, Error, Gprs, IoEmulator, IoInsn, PortOperand};
+use crate::{AddressSize, Direction, Error, Gprs, IoEmulator, IoInsn, PortOperand};
 
 impl<E: Events> IoEmulator<E> {
     /// Executes INS or REP INS, the data going to the start of `buffer`. Returns how many bytes came: as many elements as
@@ -68,11 +68,11 @@ impl<E: Events> IoEmulator<E> {
         address: usize,
         available: usize,
     ) -> Result<usize, Error> {
-        let (rep, addr32) = match insn.port {
-            PortOperand::String { rep, addr32 } if insn.direction == direction => (rep, addr32),
+        let (rep, address_size) = match insn.operand {
+            PortOperand::String { rep, address, .. } if insn.direction == direction => (rep, address),
             _ => return Err(Error::StringForm { insn }),
         };
-        let register = |value: u64| if addr32 { value & u64::from(u32::MAX) } else { value };
+        let register = |value: u64| value & address_size.mask();
         let count = if rep { register(gprs.rcx) } else { 1 };
         let width = u64::from(insn.width.bytes());
         if count.checked_mul(width).is_none_or(|len| len > available as u64) {
@@ -84,7 +84,9 @@ impl<E: Events> IoEmulator<E> {
         self.events_mut().before(&attempt);
         let started = events::start::<E>();
         // The slice may be anywhere: always the instruction of 64-bit address size.
-        let insn = IoInsn { port: PortOperand::String { rep, addr32: false }, ..insn };
+        let PortOperand::String { segment, .. } = insn.operand else { return Err(Error::StringForm { insn }) };
+        let operand = PortOperand::String { rep, address: AddressSize::Bits64, segment };
+        let insn = IoInsn { operand, ..insn };
         let mut live = *gprs;
         *pointer(direction, &mut live) = address as u64;
         if rep {

@@ -1,0 +1,177 @@
+//! The one way from a stub to a device model, and the stub's way back: pointers, a panic that must not unwind, the
+//! registers put back after a failure.
+//!
+//! ```text
+//!  stub                          stub/trampoline.rs              here
+//!  ────────────────────          ────────────────────────        ─────────────────────────────
+//!  load guest registers
+//!  push description      ──▶     registers → memory       ──▶    access(): bus, device, merge
+//!  call trampoline               registers ← memory       ◀──
+//!  lea rsp, [rsp + 8]    ◀──
+//!  save guest registers
+//! ```
+#![allow(unsafe_code)] // runs stubs, and is called back from them with a pointer
+
+use core::any::Any;
+use core::arch::asm;
+use core::mem::{MaybeUninit, offset_of};
+use core::ptr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use crate::fault::StubResult;
+use crate::stub::trampoline;
+use crate::{Error, Gprs, IoInsn, PortAccess, SoftwareBus, Stub};
+
+/// The way from a stub of a bus table back to Rust. The stub is called with its address in R12, which the prologue of
+/// every layout pushes: there the trampoline finds it.
+#[repr(C)]
+struct BusFrame<'b> {
+    /// Called by the trampoline.
+    access: extern "sysv64" fn(*mut BusFrame<'_>, *mut Gprs, u32),
+    bus: &'b mut SoftwareBus,
+    /// Why there was no access, on its way around the stub.
+    failure: Option<Failure>,
+}
+
+// Where the trampoline looks for it.
+const _: () = assert!(offset_of!(BusFrame<'_>, access) == 0);
+
+enum Failure {
+    Error(Error),
+    Panic(Box<dyn Any + Send>),
+}
+
+/// Runs a stub of a bus table. A panic of a device model goes on here, the registers as they were.
+///
+/// # Safety
+///
+/// `stub` is that of `insn`, or of a quirk in its place, in a table built with `StubTableBuilder::bus`. For INS and OUTS,
+/// the registers point to memory of this process that may be accessed.
+#[inline]
+pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+    let (before, requested) = (Saved::new(gprs), PortAccess::of(insn, gprs));
+    let mut frame = BusFrame { access, bus, failure: None };
+    let mut result = StubResult::default();
+    // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
+    unsafe {
+        asm!(
+            "call {stub}",
+            stub = in(reg) stub.as_ptr(),
+            in("rdi") ptr::from_mut(gprs),
+            in("r12") &raw mut frame,
+            lateout("rax") result.rax,
+            lateout("rdx") result.rdx,
+            clobber_abi("sysv64"),
+        )
+    };
+    let failure = match (frame.failure, result.check()) {
+        (None, Ok(())) => return Ok(()),
+        (Some(failure), _) => failure,
+        // In a quirk's payload.
+        (None, Err(fault)) => Failure::Error(Error::Fault { access: requested, fault }),
+    };
+    let after = core::mem::replace(gprs, before.into_gprs());
+    match failure {
+        Failure::Error(error) => {
+            if insn.is_string() {
+                (gprs.rcx, gprs.rsi, gprs.rdi) = (after.rcx, after.rsi, after.rdi);
+            }
+            Err(error)
+        }
+        Failure::Panic(panic) => resume_unwind(panic),
+    }
+}
+
+/// The registers as they were, copied in the words in which callers and stubs write them: a vector load of two words that
+/// were just stored one by one cannot be served from the store buffer, and would wait until both are in the cache.
+struct Saved(MaybeUninit<Gprs>);
+
+impl Saved {
+    #[inline]
+    fn new(gprs: &Gprs) -> Self {
+        let mut copy = MaybeUninit::<Gprs>::uninit();
+        let (to, from) = (copy.as_mut_ptr().cast::<u64>(), ptr::from_ref(gprs).cast::<u64>());
+        for word in 0..size_of::<Gprs>() / size_of::<u64>() {
+            // SAFETY: within the two register files. Volatile, or the compiler would make vectors of them.
+            unsafe { to.add(word).write(from.add(word).read_volatile()) };
+        }
+        Self(copy)
+    }
+
+    fn into_gprs(self) -> Gprs {
+        // SAFETY: `new` wrote every word, and a register file is nothing but words.
+        unsafe { self.0.assume_init() }
+    }
+}
+
+/// Where the trampoline arrives. A panic cannot unwind through a stub: it is kept, like an error, and the accesses that
+/// may follow in a quirk's payload are not made.
+extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description: u32) {
+    // SAFETY: the trampoline passes what `run` gave to the stub; nobody else uses it meanwhile.
+    let (frame, gprs) = unsafe { (&mut *frame, &mut *gprs) };
+    if frame.failure.is_none() {
+        let BusFrame { bus, failure, .. } = frame;
+        let insn = trampoline::decode(description);
+        match catch_unwind(AssertUnwindSafe(|| match insn.is_string() {
+            false => bus.access(insn, gprs),
+            true => bus.access_string(insn, gprs),
+        })) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => *failure = Some(Failure::Error(error)),
+            Err(panic) => *failure = Some(Failure::Panic(panic)),
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::{QuirkTable, StubLayout, StubTable, Width};
+
+    /// The stack may end between the description and the return address of a bus access: like any fault in a stub, it
+    /// is an error that leaves the host's registers alone.
+    #[test]
+    fn a_stack_that_ends_within_an_access() {
+        extern "sysv64" fn not_reached(_: *mut BusFrame<'_>, _: *mut Gprs, _: u32) {
+            unreachable!("there is no stack left for it")
+        }
+        const PAGE: usize = 4096;
+        // SAFETY: asks for new memory, of which the lower page is taken back.
+        let stack = unsafe {
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let stack = libc::mmap(core::ptr::null_mut(), 2 * PAGE, protection, flags, -1, 0);
+            assert!(stack != libc::MAP_FAILED && libc::mprotect(stack, PAGE, libc::PROT_NONE) == 0);
+            stack
+        };
+        let given = Gprs { rax: 0x80, rdx: 0xcd4, ..Gprs::default() };
+        let insn = IoInsn::out_dx(Width::Byte);
+        for layout in StubLayout::ALL.iter().copied() {
+            let table = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).bus().build().unwrap();
+            // Words between the call of the stub and the return address of the access, which finds no room: return
+            // address, seven registers, the description; and what the payload has pushed.
+            let words = 9 + usize::from(layout == StubLayout::Rop);
+            for (stub, words) in [(table.stub(insn), words), (table.resolve(insn, &given), words + 1)] {
+                let mut bus = SoftwareBus::new();
+                let mut frame = BusFrame { access: not_reached, bus: &mut bus, failure: None };
+                let mut gprs = given;
+                let result: u64;
+                // SAFETY: the stub keeps R13, and with it the way back to this stack.
+                unsafe {
+                    core::arch::asm!(
+                        "xchg rsp, r13", "call {stub}", "mov rsp, r13",
+                        stub = in(reg) stub.as_ptr(),
+                        inout("r13") stack as usize + PAGE + 8 * words => _,
+                        inout("rdi") &raw mut gprs => _,
+                        in("r12") &raw mut frame,
+                        lateout("rax") result,
+                        clobber_abi("sysv64"),
+                    )
+                };
+                assert_eq!(result as u8, 14, "{layout:?}: a page fault");
+                assert_eq!(gprs, given);
+            }
+        }
+        // SAFETY: mapped above, and no longer in use.
+        unsafe { libc::munmap(stack, 2 * PAGE) };
+    }
+}
