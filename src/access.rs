@@ -11,18 +11,35 @@ pub struct PortAccess {
     pub width: Width,
     /// IN or OUT.
     pub direction: Direction,
+    /// The instruction that makes it: whether the port was in DX or in the instruction, and whether this is one element of INS
+    /// or OUTS.
+    pub insn: IoInsn,
 }
 
 impl PortAccess {
     /// The access that an instruction makes with these registers: for INS and OUTS, that of one element.
     #[inline]
     pub const fn of(insn: IoInsn, gprs: &Gprs) -> Self {
-        Self { port: insn.port(gprs), width: insn.width, direction: insn.direction }
+        Self { port: insn.port(gprs), width: insn.width, direction: insn.direction, insn }
     }
 }
 
 impl core::fmt::Display for PortAccess {
     /// `OUT of 1 byte to port 0x0cd4`
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { port, width, direction, .. } = *self;
+        AccessText { port, width, direction }.fmt(f)
+    }
+}
+
+/// An access in words.
+pub(crate) struct AccessText {
+    pub port: u16,
+    pub width: Width,
+    pub direction: Direction,
+}
+
+impl core::fmt::Display for AccessText {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let (mnemonic, preposition) = match self.direction {
             Direction::In => ("IN", "from"),

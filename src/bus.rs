@@ -1,80 +1,19 @@
-//! Device models in place of the hardware, behind the same stubs.
+//! Device models in place of the hardware.
 //!
-//! On a bus, the I/O instruction in a stub is replaced by a call. Everything else stays: the layout, the loads and
-//! saves, the quirk payloads. The guest's registers really are in the CPU when the device is reached, and what the device
-//! writes to them really is loaded again.
-//!
-//! `bus/call.rs` is the way from a stub to here.
-#![allow(unsafe_code)] // the memory of INS and OUTS is at an address
+//! On a bus, the I/O instruction in a stub is replaced by a call (`bus/call.rs`). Everything else stays: the layout, the
+//! loads and saves, the quirks. The guest's registers really are in the CPU when the device is reached, and what the device
+//! writes to them really is loaded again. The same accesses are to be had without any machine code:
+//! [`SoftwareBus::access`].
 
 use core::ops::RangeInclusive;
 
-use crate::{Direction, Error, Gprs, IoFault, IoInsn, PortAccess, PortOperand, Width};
+use crate::{AttachError, Direction, Error, Gprs, IoFault, IoInsn, PortAccess, Quirk, Step, Width};
 
-mod call;
+pub(crate) mod call;
+mod device;
 
-pub(crate) use call::run;
-
-/// A device model.
-///
-/// `gprs` is the whole mailbox: all fifteen registers at the instant of the access. A device may read and change every
-/// one of them, and the status flags in `rflags`; most leave it alone.
-pub trait PortDevice: Send {
-    /// Answers an IN. The result goes to AL, AX or EAX afterwards, over whatever the device wrote to `gprs.rax`.
-    fn port_in(&mut self, access: PortAccess, gprs: &mut Gprs) -> u32;
-
-    /// Takes an OUT of `value`: AL, AX or EAX, the bits above the width clear.
-    fn port_out(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs);
-
-    /// Either of the two, for a device that may refuse: the access then ends as [`Error::Device`]. What the bus calls; by
-    /// default it never fails. `value` is 0 for an IN, and the result of an OUT is ignored.
-    ///
-    /// # Errors
-    ///
-    /// Whatever the device has to say. An [`IoFault`] stands for the CPU's own refusal, and ends as [`Error::Fault`].
-    #[inline]
-    fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
-        match access.direction {
-            Direction::In => Ok(self.port_in(access, gprs)),
-            Direction::Out => {
-                self.port_out(access, value, gprs);
-                Ok(0)
-            }
-        }
-    }
-
-    /// Answers INS: fills `data`, whole elements of the access's width. By default one IN after the other; a FIFO or a
-    /// DMA-like device takes the slice at once. `gprs` is what the registers hold before the first element; RCX, RSI and
-    /// RDI are the instruction's own and are set by the bus afterwards.
-    ///
-    /// # Errors
-    ///
-    /// Whatever the device has to say, and how far it got.
-    fn try_read_string(&mut self, access: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
-        read_elements(access.width, data, || self.try_access(access, 0, gprs))
-    }
-
-    /// Takes OUTS: all of `data`, as for [`Self::try_read_string`].
-    ///
-    /// # Errors
-    ///
-    /// Whatever the device has to say, and how far it got.
-    fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
-        write_elements(access.width, data, |value| self.try_access(access, value, gprs))
-    }
-}
-
-/// Why a string access ended early, and how far it got.
-#[derive(Debug)]
-pub struct StringError {
-    /// How many bytes had been transferred: whole elements.
-    pub done: usize,
-    /// Why it ended.
-    pub source: DeviceError,
-}
-
-/// Why a device model refused an access.
-pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
+pub use device::{DeviceError, PortDevice, StringError};
+use device::{read_elements, write_elements};
 
 /// Ports with device models behind them.
 ///
@@ -100,7 +39,7 @@ pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
 /// let mut gprs = Gprs { rbx: 7, ..Gprs::default() };
 /// emulator.execute(IoInsn::in_imm8(Width::Byte, 0xb2), &mut gprs)?;
 /// assert_eq!((gprs.rax, gprs.rcx), (0x42, !7));
-/// # Ok::<(), ioemul::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Default)]
 pub struct SoftwareBus {
@@ -124,15 +63,15 @@ impl SoftwareBus {
     ///
     /// # Errors
     ///
-    /// [`Error::PortsTaken`] when another device has one of them, [`Error::NoPorts`] for an empty range.
-    pub fn attach(&mut self, ports: RangeInclusive<u16>, device: impl PortDevice + 'static) -> Result<(), Error> {
+    /// [`AttachError::PortsTaken`] when another device has one of them, [`AttachError::NoPorts`] for an empty range.
+    pub fn attach(&mut self, ports: RangeInclusive<u16>, device: impl PortDevice + 'static) -> Result<(), AttachError> {
         let (first, last) = (*ports.start(), *ports.end());
         if first > last {
-            return Err(Error::NoPorts { ports });
+            return Err(AttachError::NoPorts { ports });
         }
         let at = self.claims.partition_point(|claim| claim.last < first);
         match self.claims.get(at) {
-            Some(claim) if claim.first <= last => Err(Error::PortsTaken { ports, by: claim.first..=claim.last }),
+            Some(claim) if claim.first <= last => Err(AttachError::PortsTaken { ports, by: claim.first..=claim.last }),
             _ => {
                 self.claims.insert(at, Claim { first, last, device: Box::new(device) });
                 Ok(())
@@ -155,19 +94,85 @@ impl SoftwareBus {
         Some(&mut *claim.device)
     }
 
-    /// Makes an access, RAX included: what a stub's I/O instruction does on this bus.
+    /// Makes an access on this bus, RAX included, without any machine code: what a stub's I/O instruction does here.
+    ///
+    /// Nothing is checked but the instruction's form: permissions and quirks are an
+    /// [`IoEmulator`](crate::IoEmulator)'s.
+    ///
+    /// ```
+    /// use ioemul::{Gprs, IoInsn, SoftwareBus, Width};
+    /// let mut gprs = Gprs { rax: 0x1234, ..Gprs::default() };
+    /// SoftwareBus::new().access(IoInsn::in_imm8(Width::Byte, 0x71), &mut gprs)?; // nobody is there
+    /// assert_eq!(gprs.rax, 0x12ff);
+    /// # Ok::<(), ioemul::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`], [`Error::Fault`], and [`Error::StringForm`] for INS and OUTS, whose memory is the caller's. `gprs` is
+    /// then as it was.
+    ///
+    /// # Panics
+    ///
+    /// When a device model does; `gprs` is then as it was.
     #[inline]
-    fn access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+    pub fn access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+        if insn.is_string() {
+            return Err(Error::StringForm { insn });
+        }
+        undone_unless(gprs, |gprs| self.try_access(insn, gprs))
+    }
+
+    /// What a quirk does in the place of `insn`, step by step. `gprs` is as it was if that fails.
+    pub(crate) fn walk(&mut self, quirk: &Quirk, steps: &[Step], insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+        const IN: IoInsn = IoInsn::in_dx(Width::Byte);
+        let port = quirk.trigger().port;
+        undone_unless(gprs, |gprs| {
+            for step in steps {
+                match *step {
+                    Step::Access => self.try_access(insn, gprs)?,
+                    Step::OutAl { port } => self.try_access(IoInsn::out_imm8(Width::Byte, port), gprs)?,
+                    Step::InAl if gprs.rdx as u16 == port => self.try_access(IN, gprs)?,
+                    Step::Poll { mask, limit } => self.poll(port, mask, limit, gprs)?,
+                    Step::PollUnbounded { mask } => self.poll(port, mask, crate::PROLIANT_POLL_LIMIT, gprs)?,
+                    // DX no longer names the port; and nothing happens here while one waits.
+                    Step::InAl | Step::WaitCarryClear { .. } | Step::Spin { .. } => {}
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads a port until the bits are clear, as the stub of [`Step::Poll`] does.
+    fn poll(&mut self, port: u16, mask: u8, limit: u32, gprs: &mut Gprs) -> Result<(), Error> {
+        for _ in 0..limit.max(1) {
+            if gprs.rdx as u16 != port {
+                break;
+            }
+            self.try_access(IoInsn::in_dx(Width::Byte), gprs)?;
+            let al = gprs.rax as u8;
+            if al == 0xff || al & mask == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::access`]; a failure leaves `gprs` as the device did.
+    #[inline]
+    fn try_access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let access = PortAccess::of(insn, gprs);
         let PortAccess { width, direction, .. } = access;
         let value = match direction {
             Direction::In => 0,
             Direction::Out => gprs.rax as u32 & width.mask(),
         };
+        let rflags = gprs.rflags;
         let input = self.perform(access, value, gprs).map_err(|source| refused(access, source))?;
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
+        gprs.rflags = of_the_device(rflags, gprs.rflags);
         Ok(())
     }
 
@@ -197,44 +202,83 @@ impl SoftwareBus {
         Ok(input)
     }
 
-    /// Makes the accesses of INS or OUTS: to one device as a slice, to several byte by byte. Leaves RCX, RSI and RDI as
-    /// the instruction does, also when it ends early.
+    /// Makes the accesses of INS or OUTS: to one device as a slice, to several byte by byte. `memory` has as many elements as
+    /// are to be moved. Returns how many bytes were, whole elements, and why not all.
     #[cold]
-    fn access_string(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-        let IoInsn { direction, width, operand } = insn;
-        let rep = matches!(operand, PortOperand::String { rep: true, .. });
+    pub(crate) fn string(
+        &mut self,
+        insn: IoInsn,
+        memory: &mut Memory<'_>,
+        gprs: &mut Gprs,
+    ) -> (usize, Result<(), Error>) {
         let access = PortAccess::of(insn, gprs);
-        let (rcx, rsi, rdi) = (gprs.rcx, gprs.rsi, gprs.rdi);
-        let len = if rep { rcx as usize } else { 1 } * usize::from(width.bytes());
+        let len = memory.as_slice().len();
         if len == 0 {
-            return Ok(()); // no access, whatever the instruction
+            return (0, Ok(())); // no access, whatever the instruction
         }
-        let result = match direction {
-            Direction::In => {
-                // SAFETY: `IoEmulator::read_string` alone runs INS on a bus; it points RDI to a buffer of this length.
-                let data = unsafe { string_buffer_mut(rdi, len) };
-                match self.device(access) {
-                    Some(device) => device.try_read_string(access, data, gprs),
-                    None => read_elements(width, data, || self.access_bytes(access, 0, gprs)),
-                }
-            }
-            Direction::Out => {
-                // SAFETY: `IoEmulator::write_string` alone runs OUTS on a bus; it points RSI to data of this length.
-                let data = unsafe { string_buffer(rsi, len) };
-                match self.device(access) {
-                    Some(device) => device.try_write_string(access, data, gprs),
-                    None => write_elements(width, data, |value| self.access_bytes(access, value, gprs)),
-                }
-            }
+        let (width, rflags) = (insn.width, gprs.rflags);
+        let result = match memory {
+            Memory::In(data) => match self.device(access) {
+                Some(device) => device.try_read_string(access, data, gprs),
+                None => read_elements(width, data, || self.access_bytes(access, 0, gprs)),
+            },
+            Memory::Out(data) => match self.device(access) {
+                Some(device) => device.try_write_string(access, data, gprs),
+                None => write_elements(width, data, |value| self.access_bytes(access, value, gprs)),
+            },
         };
-        let done = result.as_ref().err().map_or(len, |error| error.done.min(len)) as u64;
-        gprs.rcx = if rep { rcx - done / u64::from(width.bytes()) } else { rcx };
-        (gprs.rsi, gprs.rdi) = match direction {
-            Direction::In => (rsi, rdi + done),
-            Direction::Out => (rsi + done, rdi),
-        };
-        result.map_err(|error| refused(access, error.source))
+        gprs.rflags = of_the_device(rflags, gprs.rflags);
+        match result {
+            Ok(()) => (len, Ok(())),
+            Err(StringError { done, source }) => {
+                let done = done.min(len);
+                (done - done % usize::from(width.bytes()), Err(refused(access, source)))
+            }
+        }
     }
+}
+
+/// Of RFLAGS, a device has the status flags in its hands.
+const fn of_the_device(before: u64, after: u64) -> u64 {
+    before & !Gprs::STATUS_FLAGS | after & Gprs::STATUS_FLAGS
+}
+
+/// The memory of a string instruction.
+pub(crate) enum Memory<'m> {
+    /// INS fills it.
+    In(&'m mut [u8]),
+    /// OUTS reads it.
+    Out(&'m [u8]),
+}
+
+impl Memory<'_> {
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Memory::In(data) => data,
+            Memory::Out(data) => data,
+        }
+    }
+}
+
+/// Does something with registers, and puts them back if it fails or panics.
+#[inline]
+pub(crate) fn undone_unless<T>(gprs: &mut Gprs, work: impl FnOnce(&mut Gprs) -> Result<T, Error>) -> Result<T, Error> {
+    struct Undo<'g> {
+        gprs: &'g mut Gprs,
+        before: Gprs,
+        done: bool,
+    }
+    impl Drop for Undo<'_> {
+        fn drop(&mut self) {
+            if !self.done {
+                *self.gprs = self.before;
+            }
+        }
+    }
+    let mut undo = Undo { before: *gprs, gprs, done: false };
+    let result = work(undo.gprs);
+    undo.done = result.is_ok();
+    result
 }
 
 /// What a device's refusal is to the caller: the fault that it models, or its own error.
@@ -243,61 +287,6 @@ fn refused(access: PortAccess, source: DeviceError) -> Error {
     match source.downcast::<IoFault>() {
         Ok(fault) => Error::Fault { access, fault: *fault },
         Err(source) => Error::Device { access, source },
-    }
-}
-
-/// INS as a sequence of INs.
-fn read_elements(
-    width: Width,
-    data: &mut [u8],
-    mut input: impl FnMut() -> Result<u32, DeviceError>,
-) -> Result<(), StringError> {
-    let width = usize::from(width.bytes());
-    for (i, element) in data.chunks_exact_mut(width).enumerate() {
-        let value = input().map_err(|source| StringError { done: i * width, source })?;
-        element.copy_from_slice(&value.to_le_bytes()[..width]);
-    }
-    Ok(())
-}
-
-/// OUTS as a sequence of OUTs.
-fn write_elements(
-    width: Width,
-    data: &[u8],
-    mut output: impl FnMut(u32) -> Result<u32, DeviceError>,
-) -> Result<(), StringError> {
-    let width = usize::from(width.bytes());
-    for (i, element) in data.chunks_exact(width).enumerate() {
-        let mut value = [0; 4];
-        value[..width].copy_from_slice(element);
-        output(u32::from_le_bytes(value)).map_err(|source| StringError { done: i * width, source })?;
-    }
-    Ok(())
-}
-
-/// The memory of a string access.
-///
-/// # Safety
-///
-/// `address` is that of `len` bytes (unless there are none) that nobody else writes to meanwhile, its provenance exposed.
-pub(crate) unsafe fn string_buffer<'a>(address: u64, len: usize) -> &'a [u8] {
-    match len {
-        0 => &[],
-        // SAFETY: the caller's promise.
-        _ => unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address as usize), len) },
-    }
-}
-
-/// As [`string_buffer`], to be written.
-///
-/// # Safety
-///
-/// As there; and nobody else reads it meanwhile.
-unsafe fn string_buffer_mut<'a>(address: u64, len: usize) -> &'a mut [u8] {
-    match len {
-        0 => &mut [],
-        // SAFETY: the caller's promise.
-        _ => unsafe { core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(address as usize), len) },
     }
 }
 

@@ -34,6 +34,15 @@ impl DmiIdentity {
         Self { bios_vendor: bios_vendor.into(), product_name: product_name.into(), ..Self::default() }
     }
 
+    /// The strings, borrowed.
+    pub fn strings(&self) -> crate::DmiStrings<'_> {
+        let mut strings = crate::DmiStrings::new(&self.bios_vendor, &self.product_name);
+        strings.bios_version = &self.bios_version;
+        strings.sys_vendor = &self.sys_vendor;
+        strings.board_name = &self.board_name;
+        strings
+    }
+
     /// This machine's, from Linux's `/sys/class/dmi/id`. A machine without DMI, or a system that keeps it elsewhere, is
     /// an ordinary case: the strings are empty.
     ///

@@ -9,15 +9,18 @@ use std::sync::Arc;
 
 use once_cell::sync::OnceCell;
 
+use crate::bus::call;
+use crate::error::BuildError;
 use crate::events::{self, Attempt, Events, NoEvents};
-use crate::{Error, Gprs, IoInsn, PortAccess, PortPermissions, QuirkTable, SoftwareBus, StubLayout, StubTable, bus};
+use crate::{
+    Error, Gprs, IoInsn, PortAccess, PortPermissions, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable,
+};
 
 mod string_io;
 
-/// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`] or on the hardware.
+/// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`], on the hardware, or some on each.
 ///
-/// No port is permitted until the builder's [`ports`](IoEmulatorBuilder::ports) says so. Whatever goes wrong, the registers
-/// come back as they were given.
+/// No port is permitted until the builder says so. Whatever goes wrong, the registers come back as they were given.
 ///
 /// ```
 /// use ioemul::{Error, Gprs, IoEmulator, PortSet, SoftwareBus};
@@ -31,9 +34,12 @@ mod string_io;
 /// ```
 #[derive(Debug)]
 pub struct IoEmulator<E = NoEvents> {
-    ports: PortPermissions,
-    table: Arc<StubTable>,
-    backend: Backend,
+    layout: StubLayout,
+    quirks: Option<QuirkTable>,
+    /// A bus, and the ports that may be touched on it.
+    on_bus: Option<(PortPermissions, SoftwareBus, Stubs)>,
+    /// The ports that may be touched on the hardware.
+    native: Option<(PortPermissions, Arc<StubTable>)>,
     events: E,
 }
 
@@ -43,10 +49,20 @@ const _: () = {
     send::<IoEmulator>();
 };
 
-#[derive(Debug)]
-enum Backend {
-    Native,
-    Bus(SoftwareBus),
+/// How a bus is reached.
+#[derive(Clone, Debug)]
+enum Stubs {
+    /// Through machine code.
+    Table(Arc<StubTable>),
+    /// Without any.
+    Direct(QuirkTable),
+}
+
+/// Where an access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Bus,
+    Hardware,
 }
 
 impl IoEmulator {
@@ -61,8 +77,8 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// # Errors
     ///
-    /// [`Error::PortDenied`], [`Error::Fault`] or [`Error::Device`]; and [`Error::StringForm`] for INS and OUTS, which take
-    /// [`Self::read_string`] or [`Self::write_string`]. `gprs` is then as it was.
+    /// [`Error::PortDenied`], [`Error::QuirkDenied`], [`Error::Fault`] or [`Error::Device`]; and [`Error::StringForm`] for INS and OUTS,
+    /// which take [`Self::read_string`] or [`Self::write_string`]. `gprs` is then as it was.
     ///
     /// # Panics
     ///
@@ -74,47 +90,66 @@ impl<E: Events> IoEmulator<E> {
         }
         let before = *gprs;
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
-        self.permit(&attempt)?;
+        let side = self.permit(&attempt)?;
         self.events.before(&attempt);
         let started = events::start::<E>();
-        // SAFETY: the instruction is permitted and accesses no memory.
-        let result = unsafe { self.run(insn, gprs) };
+        let result = self.run(side, insn, gprs);
         events::end(&mut self.events, &attempt, (gprs, &[]), started, &result);
         result
     }
 
-    /// Whether the access may be made at all.
+    /// Where the access goes, if it may be made at all, and so may all accesses of the quirk that would stand for it.
     #[inline]
-    pub(crate) fn permit(&mut self, attempt: &Attempt<'_>) -> Result<(), Error> {
-        let Attempt { insn: IoInsn { width, direction, .. }, port, .. } = *attempt;
-        if self.ports.permits(port, width, direction) {
-            return Ok(());
-        }
-        self.events.denied(attempt);
-        Err(Error::PortDenied { port, width, direction })
-    }
-
-    /// Quirk and stub.
-    ///
-    /// # Safety
-    ///
-    /// [`Self::permit`] has let the access pass. For INS and OUTS, the registers point to memory of this process that may
-    /// be accessed.
-    #[inline]
-    pub(crate) unsafe fn run(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-        let stub = self.table.resolve(insn, gprs);
-        match &mut self.backend {
-            // SAFETY: whoever called `native` vouched for every access to a permitted port, and the caller for memory.
-            Backend::Native => {
-                unsafe { stub.run(gprs) }.map_err(|fault| Error::Fault { access: PortAccess::of(insn, gprs), fault })
+    pub(crate) fn permit(&mut self, attempt: &Attempt<'_>) -> Result<Side, Error> {
+        let Attempt { insn, port, gprs } = *attempt;
+        let IoInsn { width, direction, .. } = insn;
+        let native = self.native.as_ref().filter(|native| native.0.permits(port, width, direction));
+        let on_bus = self.on_bus.as_ref().filter(|bus| bus.0.permits(port, width, direction));
+        let (side, ports, quirk) = match (native, on_bus) {
+            (Some((ports, table)), _) => (Side::Hardware, ports, table.quirk(insn, gprs).map(|stub| &stub.quirk)),
+            (None, Some((ports, _, Stubs::Table(table)))) => {
+                (Side::Bus, ports, table.quirk(insn, gprs).map(|stub| &stub.quirk))
             }
-            // SAFETY: the builder pairs a bus with a bus table; the caller vouches for memory.
-            Backend::Bus(bus) => unsafe { bus::run(bus, stub, insn, gprs) },
+            (None, Some((ports, _, Stubs::Direct(quirks)))) => (Side::Bus, ports, direct_quirk(quirks, insn, gprs)),
+            (None, None) => {
+                self.events.denied(attempt);
+                return Err(Error::PortDenied { port, width, direction });
+            }
+        };
+        let Some(quirk) = quirk else { return Ok(side) };
+        let may = |access: &PortAccess| ports.permits(access.port, access.width, access.direction);
+        let Some(access) = quirk.accesses(insn).find(|access| !may(access)) else { return Ok(side) };
+        let quirk = quirk.name();
+        self.events.denied(attempt);
+        Err(Error::QuirkDenied { quirk, port: access.port, width: access.width, direction: access.direction })
+    }
+
+    /// Quirk and stub, of IN or OUT that [`Self::permit`] has let pass.
+    #[inline]
+    fn run(&mut self, side: Side, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+        match (side, &mut self.on_bus, &self.native) {
+            (Side::Hardware, _, Some((_, table))) => {
+                // SAFETY: whoever called `native` vouched for every access to these ports.
+                let result = unsafe { table.resolve(insn, gprs).run(gprs) };
+                result.map_err(|fault| Error::Fault { access: PortAccess::of(insn, gprs), fault })
+            }
+            (_, Some((_, bus, Stubs::Table(table))), _) => {
+                // SAFETY: the builder pairs a bus with a bus table.
+                unsafe { call::run(bus, table.resolve(insn, gprs), insn, gprs) }
+            }
+            (_, Some((_, bus, Stubs::Direct(quirks))), _) => match direct_quirk(quirks, insn, gprs) {
+                Some(quirk) => bus.walk(quirk, quirk.steps().unwrap_or_default(), insn, gprs),
+                None => bus.access(insn, gprs),
+            },
+            (_, None, _) => {
+                let PortAccess { port, width, direction, .. } = PortAccess::of(insn, gprs);
+                Err(Error::PortDenied { port, width, direction })
+            }
         }
     }
 
-    /// Decodes the instruction at the start of `code` and executes it. Returns its length, by which to advance the
-    /// guest's RIP.
+    /// Decodes the instruction at the start of `code`, 64-bit code, and executes it. Returns its length, by which to advance
+    /// the guest's RIP.
     ///
     /// # Errors
     ///
@@ -129,17 +164,19 @@ impl<E: Events> IoEmulator<E> {
         Ok(len)
     }
 
-    /// The ports that may be touched.
-    pub fn ports(&self) -> &PortPermissions {
-        &self.ports
+    /// The ports that may be touched on the bus; `None` without one.
+    pub fn ports(&self) -> Option<&PortPermissions> {
+        self.on_bus.as_ref().map(|bus| &bus.0)
     }
 
-    /// The bus, unless the emulator runs on the hardware.
+    /// The ports that may be touched on the hardware; `None` for an emulator that has none.
+    pub fn native_ports(&self) -> Option<&PortPermissions> {
+        self.native.as_ref().map(|native| &native.0)
+    }
+
+    /// The bus, unless the emulator runs on the hardware alone.
     pub fn bus_mut(&mut self) -> Option<&mut SoftwareBus> {
-        match &mut self.backend {
-            Backend::Native => None,
-            Backend::Bus(bus) => Some(bus),
-        }
+        self.on_bus.as_mut().map(|bus| &mut bus.1)
     }
 
     /// The listener.
@@ -157,8 +194,8 @@ impl<E: Events> IoEmulator<E> {
         self.events
     }
 
-    /// Describes another emulator of the same layout, quirks and ports, for another thread say. Give it a
-    /// [`bus`](IoEmulatorBuilder::bus) or [`native`](IoEmulatorBuilder::native) of its own: if it is what this one has,
+    /// Describes another emulator of the same layout, quirks and [ports of the bus](Self::ports), for another thread say. Give
+    /// it a [`bus`](IoEmulatorBuilder::bus) or [`native`](IoEmulatorBuilder::native) of its own: if it is what this one has,
     /// the two run the same stubs, and nothing is assembled again.
     ///
     /// ```
@@ -170,49 +207,85 @@ impl<E: Events> IoEmulator<E> {
     ///         scope.spawn(move || another.emulate(&[0xe4, 0x71], &mut Default::default()).unwrap());
     ///     }
     /// });
-    /// # Ok::<(), ioemul::Error>(())
+    /// # Ok::<(), ioemul::BuildError>(())
     /// ```
     pub fn sibling(&self) -> IoEmulatorBuilder {
+        let (ports, bus_table, direct) = match &self.on_bus {
+            Some((ports, _, Stubs::Table(table))) => (ports.clone(), Some(table.clone()), false),
+            Some((ports, _, Stubs::Direct(_))) => (ports.clone(), None, true),
+            None => (PortPermissions::default(), None, false),
+        };
         IoEmulatorBuilder {
-            layout: self.table.layout(),
-            quirks: Some(self.table.quirks()),
-            ports: self.ports.clone(),
-            table: Some(self.table.clone()),
+            layout: self.layout,
+            quirks: self.quirks.clone(),
+            ports,
+            direct,
+            bus_table,
+            native_table: self.native.as_ref().map(|native| native.1.clone()),
             ..IoEmulatorBuilder::default()
         }
     }
 }
 
+/// The first quirk that takes an access on a bus without machine code.
+fn direct_quirk<'q>(quirks: &'q QuirkTable, insn: IoInsn, gprs: &Gprs) -> Option<&'q Quirk> {
+    quirks.as_slice().iter().find(|quirk| quirk.applies(insn, gprs.rax, gprs.rdx))
+}
+
 /// Describes an [`IoEmulator`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[must_use]
 pub struct IoEmulatorBuilder<E = NoEvents> {
     layout: StubLayout,
     quirks: Option<QuirkTable>,
     ports: PortPermissions,
-    backend: Option<Backend>,
-    /// Finished stubs of this layout, with these quirks, for one kind of backend.
-    table: Option<Arc<StubTable>>,
+    bus: Option<SoftwareBus>,
+    direct: bool,
+    native: Option<PortPermissions>,
+    fault_recovery: bool,
+    /// Finished stubs of this layout, with these quirks.
+    bus_table: Option<Arc<StubTable>>,
+    native_table: Option<Arc<StubTable>>,
     events: E,
+}
+
+impl Default for IoEmulatorBuilder {
+    fn default() -> Self {
+        Self {
+            layout: StubLayout::default(),
+            quirks: None,
+            ports: PortPermissions::default(),
+            bus: None,
+            direct: false,
+            native: None,
+            fault_recovery: true,
+            bus_table: None,
+            native_table: None,
+            events: NoEvents,
+        }
+    }
 }
 
 impl<E> IoEmulatorBuilder<E> {
     /// The stub layout; [`StubLayout::CallRet`] by default.
     pub fn layout(mut self, layout: StubLayout) -> Self {
         self.layout = layout;
-        self.table = None;
-        self
+        self.forget_tables()
     }
 
     /// The quirks. By default those of this machine on the hardware, and none on a bus.
     pub fn quirks(mut self, quirks: QuirkTable) -> Self {
         self.quirks = Some(quirks);
-        self.table = None;
+        self.forget_tables()
+    }
+
+    fn forget_tables(mut self) -> Self {
+        (self.bus_table, self.native_table) = (None, None);
         self
     }
 
-    /// The ports that may be touched: one [`PortSet`](crate::PortSet) for both directions, or [`PortPermissions`]. None by
-    /// default.
+    /// The ports that may be touched on the bus: one [`PortSet`](crate::PortSet) for both directions, or [`PortPermissions`]. None
+    /// by default. (Those of the hardware are named in [`Self::native`].)
     pub fn ports(mut self, ports: impl Into<PortPermissions>) -> Self {
         self.ports = ports.into();
         self
@@ -220,60 +293,114 @@ impl<E> IoEmulatorBuilder<E> {
 
     /// Runs on device models. Needs no privilege and touches no hardware.
     pub fn bus(mut self, bus: SoftwareBus) -> Self {
-        self.backend = Some(Backend::Bus(bus));
+        self.bus = Some(bus);
         self
     }
 
-    /// Runs on the hardware.
+    /// Reaches the bus without any machine code: no executable memory, no signal handler, no system call. Quirks are walked step
+    /// by step; those of machine code are [refused](BuildError::DirectPayload). The registers are the same.
+    pub fn direct(mut self) -> Self {
+        self.direct = true;
+        self
+    }
+
+    /// Runs accesses to `ports` on the hardware. With a bus besides, an access goes to the one that has all its ports, and is
+    /// refused if neither has; a port cannot be on [both](BuildError::PortsInBoth).
     ///
     /// # Safety
     ///
-    /// Every IN and OUT that the emulator is asked for, on any port that [`Self::ports`] permits, with any registers, must
-    /// be harmless to this process and to the machine's other users: devices write memory by DMA, reset the machine, or
-    /// call into firmware. The smaller the port set, the smaller the promise ([`Hazard`](crate::Hazard) lists what to keep
-    /// out of it).
-    pub unsafe fn native(mut self) -> Self {
-        self.backend = Some(Backend::Native);
+    /// Every IN and OUT that the emulator is asked for on these ports, with any registers, must be harmless to this process
+    /// and to the machine's other users: devices write memory by DMA, reset the machine, or call into firmware. The smaller
+    /// the port set, the smaller the promise ([`Hazard`](crate::Hazard) lists what to keep out of it).
+    pub unsafe fn native(mut self, ports: impl Into<PortPermissions>) -> Self {
+        self.native = Some(ports.into());
+        self
+    }
+
+    /// Whether a fault at the hardware becomes an [`Error::Fault`], which takes a process-wide signal handler
+    /// ([`fault`](crate::fault)); it does by default. An emulator without hardware installs none in any case.
+    pub fn fault_recovery(mut self, recovery: bool) -> Self {
+        self.fault_recovery = recovery;
+        self.native_table = None;
         self
     }
 
     /// Who is told what the emulator does. Nobody by default.
     pub fn events<L: Events>(self, events: L) -> IoEmulatorBuilder<L> {
-        let Self { layout, quirks, ports, backend, table, events: _ } = self;
-        IoEmulatorBuilder { layout, quirks, ports, backend, table, events }
+        let Self { layout, quirks, ports, bus, direct, native, fault_recovery, bus_table, native_table, .. } = self;
+        IoEmulatorBuilder {
+            layout,
+            quirks,
+            ports,
+            bus,
+            direct,
+            native,
+            fault_recovery,
+            bus_table,
+            native_table,
+            events,
+        }
     }
 
     /// Builds the emulator. One without quirks of its own shares its stubs with all others of its layout in the process.
     ///
     /// # Errors
     ///
-    /// [`Error::NoBackend`] without [`Self::bus`] or [`Self::native`], and those of
-    /// [`StubTableBuilder::build`](crate::StubTableBuilder::build).
-    pub fn build(self) -> Result<IoEmulator<E>, Error> {
-        let Self { layout, quirks, ports, backend, table, events } = self;
-        let backend = backend.ok_or(Error::NoBackend)?;
-        let for_this_backend = |table: &Arc<StubTable>| table.is_for_bus() == matches!(backend, Backend::Bus(_));
-        if let Some(table) = table.filter(for_this_backend) {
-            return Ok(IoEmulator { ports, table, backend, events });
-        }
-        let table = match (&backend, quirks) {
-            (Backend::Native, None) if layout == StubLayout::CallRet => StubTable::global_arc()?.clone(),
-            (Backend::Native, None) => {
-                let identity = crate::DmiIdentity::read().map_err(Error::Dmi)?;
-                Arc::new(StubTable::builder().layout(layout).quirks(QuirkTable::for_platform(&identity)).build()?)
+    /// [`BuildError::NoBackend`] without [`Self::bus`] or [`Self::native`], [`BuildError::PortsInBoth`],
+    /// [`BuildError::DirectPayload`], and those of [`StubTableBuilder::build`](crate::StubTableBuilder::build).
+    pub fn build(self) -> Result<IoEmulator<E>, BuildError> {
+        let Self { layout, quirks, ports, bus, direct, native, fault_recovery, bus_table, native_table, events } = self;
+        if let (Some(_), Some(native)) = (&bus, &native) {
+            let first = |a: &PortSet, b: &PortSet| (a.clone() & b.clone()).ranges().next().map(|range| *range.start());
+            if let Some(port) = first(&ports.read, &native.read).or(first(&ports.write, &native.write)) {
+                return Err(BuildError::PortsInBoth { port });
             }
-            (Backend::Native, Some(quirks)) => Arc::new(StubTable::builder().layout(layout).quirks(quirks).build()?),
-            (Backend::Bus(_), None) => shared_bus_table(layout)?,
-            (Backend::Bus(_), Some(quirks)) => {
-                Arc::new(StubTable::builder().layout(layout).quirks(quirks).bus().build()?)
+        }
+        let on_bus = match (bus, direct) {
+            (None, _) => None,
+            (Some(bus), true) => {
+                let quirks = quirks.clone().unwrap_or_default();
+                if let Some(quirk) = quirks.as_slice().iter().find(|quirk| quirk.steps().is_none()) {
+                    return Err(BuildError::DirectPayload { quirk: quirk.name() });
+                }
+                Some((ports, bus, Stubs::Direct(quirks)))
+            }
+            (Some(bus), false) => {
+                let table = match (bus_table, &quirks) {
+                    (Some(table), _) => table,
+                    (None, None) => shared_bus_table(layout)?,
+                    (None, Some(quirks)) => {
+                        Arc::new(StubTable::builder().layout(layout).quirks(quirks.clone()).bus().build()?)
+                    }
+                };
+                Some((ports, bus, Stubs::Table(table)))
             }
         };
-        Ok(IoEmulator { ports, table, backend, events })
+        let native = match native {
+            None => None,
+            Some(ports) => {
+                let builder = StubTable::builder().layout(layout).fault_recovery(fault_recovery);
+                let table = match (native_table, &quirks) {
+                    (Some(table), _) => table,
+                    (None, None) if layout == StubLayout::CallRet && fault_recovery => StubTable::global_arc()?.clone(),
+                    (None, None) => {
+                        let identity = crate::DmiIdentity::read().map_err(BuildError::Dmi)?;
+                        Arc::new(builder.quirks(QuirkTable::for_platform(&identity)).build()?)
+                    }
+                    (None, Some(quirks)) => Arc::new(builder.quirks(quirks.clone()).build()?),
+                };
+                Some((ports, table))
+            }
+        };
+        if on_bus.is_none() && native.is_none() {
+            return Err(BuildError::NoBackend);
+        }
+        Ok(IoEmulator { layout, quirks, on_bus, native, events })
     }
 }
 
 /// The stubs of all buses without quirks, built when the first is.
-fn shared_bus_table(layout: StubLayout) -> Result<Arc<StubTable>, Error> {
+fn shared_bus_table(layout: StubLayout) -> Result<Arc<StubTable>, BuildError> {
     static TABLES: [OnceCell<Arc<StubTable>>; StubLayout::ALL.len()] =
         [const { OnceCell::new() }; StubLayout::ALL.len()];
     TABLES[layout as usize].get_or_try_init(|| StubTable::builder().layout(layout).bus().build().map(Arc::new)).cloned()

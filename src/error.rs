@@ -1,11 +1,14 @@
-//! What can go wrong between a guest's bytes and its registers.
+//! What can go wrong: with an access, with the building of stubs, with devices on a bus.
 
 use core::ops::RangeInclusive;
 use std::io;
 
-use crate::{DecodeError, DeviceError, Direction, EmitError, IoFault, IoInsn, PortAccess, Width};
+use crate::access::AccessText;
+use crate::bus::DeviceError;
+use crate::{DecodeError, Direction, EmitError, IoFault, IoInsn, PortAccess, Width};
 
-/// Everything that this crate refuses or fails to do in a process. Whatever it is, the registers are as they were given.
+/// Why an access was not made, or not to its end. The registers are as they were given, but that RCX, RSI and RDI of INS and
+/// OUTS say how far they got.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,8 +17,7 @@ pub enum Error {
     Decode(#[from] DecodeError),
 
     /// The emulator may not touch a port of this access ([`PortSet`](crate::PortSet)).
-    #[error("{} is not permitted: the emulator's port set does not cover all of it",
-        PortAccess { port: *port, width: *width, direction: *direction })]
+    #[error("{} is not permitted: the emulator's port set does not cover all of it", AccessText { port: *port, width: *width, direction: *direction })]
     PortDenied {
         /// The first port of the access.
         port: u16,
@@ -64,6 +66,28 @@ pub enum Error {
         source: DeviceError,
     },
 
+    /// A quirk would have to touch a port that the emulator may not touch. No access was made.
+    #[error(
+        "{} is not permitted, and the quirk {quirk:?}, which stands for the instruction, makes it: permit it, or build the \
+         emulator without the quirk",
+        AccessText { port: *port, width: *width, direction: *direction }
+    )]
+    QuirkDenied {
+        /// The quirk.
+        quirk: &'static str,
+        /// The first port of its access.
+        port: u16,
+        /// Its width.
+        width: Width,
+        /// IN or OUT.
+        direction: Direction,
+    },
+}
+
+/// Why a device cannot be put on a [`SoftwareBus`](crate::SoftwareBus). The bus is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
     /// A device claims ports that another one has.
     #[error("ports {:#06x} to {:#06x} are taken: another device has {:#06x} to {:#06x}", ports.start(), ports.end(), by.start(), by.end())]
     PortsTaken {
@@ -79,9 +103,32 @@ pub enum Error {
         /// The empty range.
         ports: RangeInclusive<u16>,
     },
+}
+
+/// Why a [`StubTable`](crate::StubTable) or an [`IoEmulator`](crate::IoEmulator) cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A port that is to be on the bus and on the hardware.
+    #[error(
+        "port {port:#06x} is permitted on the bus and on the hardware: an access would have two places to go, name it once"
+    )]
+    PortsInBoth {
+        /// The first such port.
+        port: u16,
+    },
+
+    /// A quirk of machine code where there is to be none.
+    #[error(
+        "the quirk {quirk:?} is machine code, and a direct bus runs none: describe it as steps, or leave `.direct()` out"
+    )]
+    DirectPayload {
+        /// The quirk.
+        quirk: &'static str,
+    },
 
     /// An emulator without anything to run on.
-    #[error("the emulator has no backend: give it a software bus (`.bus()`) or the hardware (`unsafe .native()`)")]
+    #[error("the emulator has no backend: give it a software bus (`.bus()`) or the hardware (`unsafe .native(ports)`)")]
     NoBackend,
 
     /// [`StubLayout::Rop`](crate::StubLayout::Rop) where RETs are checked.
@@ -95,22 +142,28 @@ pub enum Error {
     Emit(#[from] EmitError),
 
     /// A quirk's payload cannot be assembled.
-    #[error("the stubs do not assemble: {0}")]
-    Assembler(#[source] dynasmrt::DynasmError),
+    #[error("the stubs do not assemble: {why}")]
+    Assembler {
+        /// What the assembler says.
+        why: String,
+    },
 
     /// No executable memory.
     #[error("no executable memory for the stubs: {0}")]
     Memory(#[source] io::Error),
 
     /// The protection of the executable memory cannot be looked up.
-    #[error("the protection of the stubs' memory cannot be verified: {0}")]
-    Query(#[source] region::Error),
+    #[error("the protection of the stubs' memory cannot be verified: {why}")]
+    Query {
+        /// What the system says.
+        why: String,
+    },
 
     /// The executable memory is not write-protected, or not executable.
     #[error("the stubs' memory is {found} where r-x was asked for")]
     Protection {
-        /// What it is instead.
-        found: region::Protection,
+        /// What it is instead: `rwx`, say.
+        found: String,
     },
 
     /// The handler that makes faults errors could not be installed.

@@ -1,26 +1,28 @@
 //! A #GP in a stub becomes an error of its caller, not the end of the process.
 //!
 //! Without I/O privilege an IN raises #GP, and the kernel sends SIGSEGV. The handler installed here asks whose fault it
-//! is. If RIP is in the I/O sequence of a stub, the thread goes on *inside that stub*, at its epilogue, with RSP put
-//! right and RAX saying what happened: the host's registers come back as they always do, the register file in memory
-//! was never written, and no frame is popped by hand. Any other fault belongs to whoever handled the signal before.
+//! is. If RIP is in the I/O sequence of a stub, the thread goes on *inside that table*, at the landing pad for that depth of
+//! the stack: the pad puts RSP right and gives the caller its registers back, the register file in memory was never
+//! written, and no frame is popped by hand. Any other fault belongs to whoever handled the signal before.
 //!
 //! ```text
 //!   RIP ──▶ a registered arena? ──no──▶ the previous handler, or the default action
 //!              │ yes
 //!           in <io> of a stub? ──no──▶ the same
 //!              │ yes
-//!           RIP := epilogue, RSP += what the payload pushed, RAX := fault, RDX := address
+//!           RIP := landing pad, RDX := vector and error code, R8 := address
 //! ```
 //!
-//! The handler is installed when the first table with recovery is built, for the whole process, to run on the alternate signal stack
+//! The handler is installed when the first table with recovery is built that touches hardware (a bus needs none), for the whole
+//! process, to run on the alternate signal stack
 //! where a thread has one. A program with a handler of its own either installs it before (it is then chained to), or
 //! builds its tables [without recovery](crate::StubTableBuilder::fault_recovery) and calls [`recover`].
 //!
 //! What a previous handler does is its own affair. Rust's own, for one, sets the default action when it is shown a SIGSEGV
 //! that somebody sent with `kill`, and returns: from then on nobody recovers anything.
 
-use crate::stub::{Arena, QuirkStub};
+use crate::quirk_table::QuirkStub;
+use crate::stub::{Arena, StubStyle};
 
 #[cfg(target_os = "linux")]
 mod signal;
@@ -66,25 +68,21 @@ impl core::fmt::Display for IoFault {
 
 impl std::error::Error for IoFault {}
 
-/// What a stub returns in RAX and RDX. RAX is 0 when the registers were stored; RDX then has no meaning.
+/// What a stub returns. RAX is 0 when the registers were stored; 1 when it came by a landing pad, and the handler has then
+/// left in RDX and R8 what the exception was.
 #[derive(Clone, Copy, Default)]
-#[repr(C)]
 pub(crate) struct StubResult {
     pub rax: u64,
     pub rdx: u64,
+    pub r8: u64,
 }
 
 impl StubResult {
-    /// RAX of a stub whose I/O raised an exception. Never 0.
-    const fn fault(vector: u8, error_code: u16) -> u64 {
-        1 << 63 | (error_code as u64) << 8 | vector as u64
-    }
-
     #[inline]
     pub fn check(self) -> Result<(), IoFault> {
         match self.rax {
             0 => Ok(()),
-            rax => Err(IoFault { vector: rax as u8, error_code: (rax >> 8) as u16, address: self.rdx }),
+            _ => Err(IoFault { vector: self.rdx as u8, error_code: (self.rdx >> 8) as u16, address: self.r8 }),
         }
     }
 }
@@ -93,7 +91,16 @@ impl StubResult {
 #[derive(Debug)]
 pub(crate) struct FaultMap {
     pub arena: Arena,
+    pub style: StubStyle,
     pub quirks: Vec<QuirkStub>,
+}
+
+impl FaultMap {
+    /// The landing pad for a fault at the instruction `offset` bytes into the table: an offset again.
+    pub fn fixup(&self, offset: usize) -> Option<usize> {
+        let quirk = || QuirkStub::landing(&self.quirks, &self.style, offset).map(|landing| self.arena.pad(landing));
+        self.arena.fixup(offset).or_else(quirk)
+    }
 }
 
 /// Elsewhere than on Linux a fault is not recovered.

@@ -2,6 +2,10 @@
 
 use core::fmt;
 
+mod file;
+
+pub use file::RegisterFile;
+
 /// The fifteen general-purpose registers that a port-I/O instruction can have in view, and the flags it left.
 ///
 /// Sixteen 64-bit words, 128 bytes, aligned to a cache line; the stubs address them by offset, so the order is part of
@@ -10,9 +14,9 @@ use core::fmt;
 /// There is no RSP: the host's stack stays in place while guest registers are live, so that signals and interrupts
 /// have somewhere safe to land.
 ///
-/// `rflags` is output only. It receives RFLAGS as the I/O left them (some SMM handlers report failure in CF) and is
-/// never loaded: a guest must not be able to clear the host's IF or set its TF. At the instant of the I/O the status
-/// flags have a fixed state, [`Gprs::FLAGS_AT_IO`], so that a caller can tell what the firmware changed.
+/// `rflags` takes part by its status flags ([`Gprs::STATUS_FLAGS`]): they are loaded before the access and stored after
+/// it, like every register, since firmware is called with a flag and answers with one. Every other bit is left as given:
+/// IF, TF, DF and their like are the host's, and no guest's bit of them ever reaches the CPU.
 ///
 /// ```
 /// use ioemul::Gprs;
@@ -40,7 +44,7 @@ pub struct Gprs {
     pub r13: u64,
     pub r14: u64,
     pub r15: u64,
-    /// RFLAGS as the I/O instruction left them. Written, never loaded.
+    /// RFLAGS, of which the status flags are loaded and stored, and no other bit.
     pub rflags: u64,
 }
 
@@ -53,12 +57,8 @@ impl Gprs {
     /// The carry flag, in which Dell's SMM handlers (and others) report failure.
     pub const CF: u64 = 0x0001;
 
-    /// The status flags (those in [`Self::STATUS_FLAGS`]) as every stub sets them just before the I/O: ZF and PF set,
-    /// the others clear.
-    pub const FLAGS_AT_IO: u64 = 0x0044;
-
     /// Names of the sixteen words, in memory order.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: &[&str] = &[
         "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rflags",
     ];
 
@@ -116,7 +116,7 @@ impl Gprs {
     /// ```
     pub fn differences(&self, other: &Self) -> impl Iterator<Item = (&'static str, u64, u64)> + use<> {
         let words = self.to_words().into_iter().zip(other.to_words());
-        let named = Self::NAMES.into_iter().zip(words).map(|(name, (here, there))| (name, here, there));
+        let named = Self::NAMES.iter().copied().zip(words).map(|(name, (here, there))| (name, here, there));
         named.filter(|&(_, here, there)| here != there)
     }
 }

@@ -1,6 +1,7 @@
 //! The code that switches between host and guest registers, shared by all stubs of a layout.
 //!
-//! A stub is called as `extern "sysv64" fn(*mut Gprs)`. Its stack, in every layout, while guest registers are live:
+//! A stub is called as [`StubFn`](crate::StubFn) with a pointer to the register file. Its stack, in every layout, while
+//! guest registers are live:
 //!
 //! ```text
 //!             ┌───────────────────────────────┐
@@ -10,39 +11,24 @@
 //!  push r12   │ makes the callee save         │
 //!     …       │                               │
 //!  push r15   ├───────────────────────────────┤
-//!  push rdi   │ Gprs pointer                  │ ← RSP at the I/O: no guest register is the host's,
+//!  push rdi   │ register file's address       │ ← RSP at the I/O: no guest register is the host's,
 //!             └───────────────────────────────┘   so the way back hangs on RSP alone
 //! ```
 //!
 //! (`Rop` has one word more, the address of `guest_to_host`, below the pointer.) Nothing is ever written below RSP: a
 //! signal or an interrupt may arrive at any instruction.
 //!
+//! The *landing pads* are where a stub goes on whose access faulted: one for each depth of the stack at which that can be.
+//! A host's fault handler sets RIP to a pad and nothing else; the pad puts RSP right, returns 1, and leaves the register file
+//! as it was given.
+//!
 //! None of this is a function: the helpers take their argument below the return address, or clobber every register
 //! there is. They have labels, never function pointers.
 
-use core::mem::offset_of;
-
 use dynasm::dynasm;
 
-use crate::Gprs;
-use crate::stub::{CodeSink, Helper, Returns, StubLayout};
-
-const RBX: i8 = offset_of!(Gprs, rbx) as i8;
-const RCX: i8 = offset_of!(Gprs, rcx) as i8;
-const RDX: i8 = offset_of!(Gprs, rdx) as i8;
-const RSI: i8 = offset_of!(Gprs, rsi) as i8;
-const RDI: i8 = offset_of!(Gprs, rdi) as i8;
-const RBP: i8 = offset_of!(Gprs, rbp) as i8;
-const R8: i8 = offset_of!(Gprs, r8) as i8;
-const R9: i8 = offset_of!(Gprs, r9) as i8;
-const R10: i8 = offset_of!(Gprs, r10) as i8;
-const R11: i8 = offset_of!(Gprs, r11) as i8;
-const R12: i8 = offset_of!(Gprs, r12) as i8;
-const R13: i8 = offset_of!(Gprs, r13) as i8;
-const R14: i8 = offset_of!(Gprs, r14) as i8;
-const R15: i8 = offset_of!(Gprs, r15) as i8;
-pub(crate) const RFLAGS: i8 = offset_of!(Gprs, rflags) as i8;
-const _: () = assert!(offset_of!(Gprs, rax) == 0 && offset_of!(Gprs, rflags) == 120);
+use crate::RegisterFile;
+use crate::stub::{CodeSink, Helper, Returns, StubLayout, StubStyle};
 
 /// `ret`, as the host wants it written.
 pub(crate) fn emit_return<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
@@ -61,75 +47,101 @@ pub(crate) fn emit_stop<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
     }
 }
 
-/// Host to guest, RDI pointing to the register file: status flags, then every register, RDI last.
-pub(crate) fn emit_loads<S: CodeSink + ?Sized>(ops: &mut S) {
-    dynasm!(ops ; .arch x64
-        ; sub eax, eax // Gprs::FLAGS_AT_IO; XOR would leave AF undefined
-    );
-    emit_register_loads(ops);
+/// `mov register, [rdi + offset]`, in its shortest form.
+fn emit_load<S: CodeSink + ?Sized>(ops: &mut S, register: u8, offset: i16) {
+    match (offset, i8::try_from(offset)) {
+        (0, _) => dynasm!(ops ; .arch x64 ; mov Rq(register), [rdi]),
+        (_, Ok(offset)) => dynasm!(ops ; .arch x64 ; mov Rq(register), [BYTE rdi + offset]),
+        (_, Err(_)) => dynasm!(ops ; .arch x64 ; mov Rq(register), [DWORD rdi + offset.into()]),
+    }
 }
 
-/// The loads alone; they leave the flags as they are.
-pub(crate) fn emit_register_loads<S: CodeSink + ?Sized>(ops: &mut S) {
-    dynasm!(ops ; .arch x64
-        ; mov rax, [rdi]
-        ; mov rbx, [BYTE rdi + RBX]
-        ; mov rcx, [BYTE rdi + RCX]
-        ; mov rdx, [BYTE rdi + RDX]
-        ; mov rsi, [BYTE rdi + RSI]
-        ; mov rbp, [BYTE rdi + RBP]
-        ; mov r8, [BYTE rdi + R8]
-        ; mov r9, [BYTE rdi + R9]
-        ; mov r10, [BYTE rdi + R10]
-        ; mov r11, [BYTE rdi + R11]
-        ; mov r12, [BYTE rdi + R12]
-        ; mov r13, [BYTE rdi + R13]
-        ; mov r14, [BYTE rdi + R14]
-        ; mov r15, [BYTE rdi + R15]
-        ; mov rdi, [BYTE rdi + RDI]
-    );
+/// `mov [rdi + offset], register`, in its shortest form.
+fn emit_store<S: CodeSink + ?Sized>(ops: &mut S, offset: i16, register: u8) {
+    match (offset, i8::try_from(offset)) {
+        (0, _) => dynasm!(ops ; .arch x64 ; mov [rdi], Rq(register)),
+        (_, Ok(offset)) => dynasm!(ops ; .arch x64 ; mov [BYTE rdi + offset], Rq(register)),
+        (_, Err(_)) => dynasm!(ops ; .arch x64 ; mov [DWORD rdi + offset.into()], Rq(register)),
+    }
 }
 
-/// Guest to host: every register and the flags into the register file that RDI points to, in the order of their
-/// addresses. The guest's RDI is on the stack and is popped; the host keeps RDI and RSP, all else is free afterwards.
-pub(crate) fn emit_register_stores<S: CodeSink + ?Sized>(ops: &mut S) {
-    dynasm!(ops ; .arch x64
-        ; mov [rdi], rax
-        ; mov [BYTE rdi + RBX], rbx
-        ; mov [BYTE rdi + RCX], rcx
-        ; mov [BYTE rdi + RDX], rdx
-        ; mov [BYTE rdi + RSI], rsi
-        ; pop rax // the guest's RDI
-        ; mov [BYTE rdi + RDI], rax
-        ; mov [BYTE rdi + RBP], rbp
-        ; mov [BYTE rdi + R8], r8
-        ; mov [BYTE rdi + R9], r9
-        ; mov [BYTE rdi + R10], r10
-        ; mov [BYTE rdi + R11], r11
-        ; mov [BYTE rdi + R12], r12
-        ; mov [BYTE rdi + R13], r13
-        ; mov [BYTE rdi + R14], r14
-        ; mov [BYTE rdi + R15], r15
-    );
+const RAX: u8 = 0;
+const RCX: u8 = 1;
+const RSI: u8 = 6;
+const RDI: u8 = 7;
+
+/// Host to guest, RDI pointing to the register file: the status flags, then every register by ascending address, RDI
+/// last.
+pub(crate) fn emit_loads<S: CodeSink + ?Sized>(ops: &mut S, file: &RegisterFile) {
+    if let Some(rflags) = file.rflags() {
+        emit_load(ops, RAX, rflags);
+        dynasm!(ops ; .arch x64
+            ; mov ecx, eax
+            ; shr ecx, BYTE 11
+            ; and ecx, BYTE 1
+            ; add cl, BYTE 0x7f // overflows exactly when OF was set
+            ; mov ah, al // SF, ZF, AF, PF and CF, where SAHF wants them
+            ; sahf
+        );
+    }
+    for (register, offset) in file.ascending().filter(|register| register.0 != RDI) {
+        emit_load(ops, register, offset);
+    }
+    emit_load(ops, RDI, file.rdi());
 }
 
-/// Guest to host, the register file's address `depth` bytes up the stack. Returns 0 in RAX: the stub's "no fault" (see
-/// `fault.rs`).
+/// Guest to host: every register and the status flags into the register file that RDI points to, by ascending address
+/// (the flags last: they are composed in registers). The guest's RDI is on the stack and is popped; the host keeps RDI and
+/// RSP, all else is free afterwards.
 ///
-/// First everything that goes to the stack, then the register file in the order of its addresses: a core that commits two
-/// stores a cycle does so only for neighbours in one cache line.
-pub(crate) fn emit_saves<S: CodeSink + ?Sized>(ops: &mut S, depth: i8) {
+/// A core that commits two stores a cycle does so only for neighbours in one cache line: hence the order.
+pub(crate) fn emit_stores<S: CodeSink + ?Sized>(ops: &mut S, file: &RegisterFile) {
+    let mut stored = None;
+    for (register, offset) in file.ascending() {
+        match (register, stored) {
+            (RDI, Some(free)) => {
+                emit_pop(ops, free);
+                emit_store(ops, offset, free);
+            }
+            (RDI, None) => dynasm!(ops ; .arch x64 ; pop QWORD [DWORD rdi + offset.into()]),
+            _ => emit_store(ops, offset, register),
+        }
+        stored = stored.or(Some(register).filter(|register| *register != RDI));
+    }
+    if let Some(rflags) = file.rflags() {
+        const STATUS_FLAGS: i32 = crate::Gprs::STATUS_FLAGS as i32;
+        // None of the stores has changed a flag.
+        dynasm!(ops ; .arch x64
+            ; lahf
+            ; seto al
+            ; rol ax, BYTE 8
+            ; shl ah, BYTE 3 // OF is bit 11
+        );
+        emit_load(ops, RCX, rflags);
+        dynasm!(ops ; .arch x64
+            ; xor eax, ecx
+            ; and eax, STATUS_FLAGS // where the file differs
+            ; xor rcx, rax
+        );
+        emit_store(ops, rflags, RCX);
+    }
+}
+
+fn emit_pop<S: CodeSink + ?Sized>(ops: &mut S, register: u8) {
+    match register {
+        RAX => dynasm!(ops ; .arch x64 ; pop rax),
+        _ => dynasm!(ops ; .arch x64 ; pop Rq(register)),
+    }
+}
+
+/// Guest to host, the register file's address `depth` bytes up the stack. Returns 0 in RAX: the stub's "no fault".
+pub(crate) fn emit_saves<S: CodeSink + ?Sized>(ops: &mut S, file: &RegisterFile, depth: i8) {
     dynasm!(ops ; .arch x64
-        ; pushfq
         ; push rdi // one free register, to address the others by
-        ; mov rdi, [BYTE rsp + depth + 16]
+        ; mov rdi, [BYTE rsp + depth + 8]
     );
-    emit_register_stores(ops);
-    dynasm!(ops ; .arch x64
-        ; pop rax
-        ; mov [BYTE rdi + RFLAGS], rax
-        ; xor eax, eax
-    );
+    emit_stores(ops, file);
+    dynasm!(ops ; .arch x64 ; xor eax, eax);
 }
 
 /// The registers that the psABI makes the callee save, and the pointer to the register file.
@@ -143,18 +155,17 @@ pub(crate) fn emit_epilogue<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns)
     emit_return(ops, returns);
 }
 
-/// Emits the helpers of `layout`, each under its global label. Returns the offset of the epilogue within them, for the
-/// layouts whose stubs have none of their own: where a fault in a stub resumes.
-pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: StubLayout, returns: Returns) -> Option<usize> {
-    match layout {
+/// Emits the helpers of a style, each under its global label.
+pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle) {
+    let StubStyle { returns, ref registers, .. } = *style;
+    match style.layout {
         StubLayout::CallRet => {
             dynasm!(ops ; .arch x64 ; =>Helper::LoadGuestGprs);
-            emit_loads(ops);
+            emit_loads(ops, registers);
             emit_return(ops, returns);
             dynasm!(ops ; .arch x64 ; =>Helper::SaveGuestGprs);
-            emit_saves(ops, 8);
+            emit_saves(ops, registers, 8);
             emit_return(ops, returns);
-            None
         }
         StubLayout::Compact => {
             dynasm!(ops ; .arch x64
@@ -163,10 +174,11 @@ pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: StubLayout
             );
             emit_prologue(ops);
             dynasm!(ops ; .arch x64 ; push rax);
-            emit_loads(ops);
+            emit_loads(ops, registers);
             emit_return(ops, returns);
             dynasm!(ops ; .arch x64 ; =>Helper::LeaveGuest);
-            Some(emit_leave(ops, returns))
+            emit_saves(ops, registers, 0);
+            emit_epilogue(ops, returns);
         }
         StubLayout::Rop => {
             dynasm!(ops ; .arch x64
@@ -179,19 +191,96 @@ pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, layout: StubLayout
                 ; push rcx // what the stub's RET will return into
                 ; push rax
             );
-            emit_loads(ops);
+            emit_loads(ops, registers);
             emit_return(ops, returns);
             dynasm!(ops ; .arch x64 ; =>Helper::GuestToHost);
-            Some(emit_leave(ops, returns))
+            emit_saves(ops, registers, 0);
+            emit_epilogue(ops, returns);
         }
-        StubLayout::Inline => None,
+        StubLayout::Inline => {}
     }
 }
 
-/// Save, restore, return to the stub's caller: the second half of the layouts that have no epilogue in the stub.
-fn emit_leave<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) -> usize {
-    emit_saves(ops, 0);
-    let epilogue = ops.offset();
+/// At which depths of the stack an access can fault, in words beyond those of the layout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Depths {
+    /// The deepest that is not behind a [mask](Self::masked).
+    pub plain: u8,
+    /// The deepest with the flags of before a CLI on the stack, that word included; 0: interrupts are never masked.
+    pub masked: u8,
+}
+
+/// The landing pads, as offsets from where the sink started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pads {
+    /// For an access in a plain stub. The pad for one more word on the stack is a byte lower.
+    plain: u16,
+    /// With nothing on the stack but the flags of before a CLI. The pad for one more word is a byte lower.
+    masked: u16,
+    /// For INS and OUTS.
+    string: u16,
+}
+
+/// Which pad a fault wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Landing {
+    /// With so many words on the stack beyond those of the layout.
+    Plain(u8),
+    /// The same, the uppermost of them being the flags of before a CLI.
+    Masked(u8),
+    /// In INS or OUTS.
+    String,
+}
+
+impl Pads {
+    pub fn at(&self, landing: Landing) -> u16 {
+        match landing {
+            Landing::Plain(words) => self.plain.wrapping_sub(words.into()),
+            Landing::Masked(words) => self.masked.wrapping_sub(words.saturating_sub(1).into()),
+            Landing::String => self.string,
+        }
+    }
+}
+
+/// Emits the landing pads.
+///
+/// ```text
+///  string:   RCX, RSI, RDI → register file: how far INS or OUTS came   ─┐
+///  masked:   pop rax …, popfq: IF as it was                            ─┤
+///  plain:    pop rax …                                                 ◀┘
+///            mov eax, 1; the epilogue
+/// ```
+pub(crate) fn emit_pads<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle, depths: Depths) -> Pads {
+    let StubStyle { layout, returns, registers: ref file, .. } = *style;
+    let here = |ops: &mut S| ops.offset() as u16;
+    dynasm!(ops ; .arch x64 ; =>Helper::LandingPads);
+    let string = here(ops);
+    let depth = layout.depth_at_io() as i8;
+    dynasm!(ops ; .arch x64
+        ; push rdi
+        ; mov rdi, [BYTE rsp + depth + 8]
+    );
+    emit_store(ops, file.rcx(), RCX);
+    emit_store(ops, file.rsi(), RSI);
+    dynasm!(ops ; .arch x64 ; pop rax);
+    emit_store(ops, file.rdi(), RAX);
+    let mut masked = 0;
+    if depths.masked > 0 {
+        dynasm!(ops ; .arch x64 ; jmp BYTE >plain_pad);
+        emit_stop(ops, returns);
+        (1..depths.masked).for_each(|_| dynasm!(ops ; .arch x64 ; pop rax));
+        masked = here(ops);
+        dynasm!(ops ; .arch x64 ; popfq);
+    }
+    if depths.plain > 0 {
+        dynasm!(ops ; .arch x64 ; jmp BYTE >plain_pad);
+        emit_stop(ops, returns);
+        (0..depths.plain).for_each(|_| dynasm!(ops ; .arch x64 ; pop rax));
+    }
+    dynasm!(ops ; .arch x64 ; plain_pad:);
+    let plain = here(ops);
+    (0..layout.depth_at_io() / 8).for_each(|_| dynasm!(ops ; .arch x64 ; pop rax));
+    dynasm!(ops ; .arch x64 ; mov eax, DWORD 1);
     emit_epilogue(ops, returns);
-    epilogue
+    Pads { plain, masked, string }
 }

@@ -13,10 +13,14 @@ use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
 use dynasmrt::x64::X64Relocation;
 use once_cell::sync::OnceCell;
 
+use crate::emission::check_registers;
+use crate::error::BuildError;
 use crate::fault::{FaultMap, Registration, StubResult};
-use crate::slot::check_payload;
-use crate::stub::{Arena, Backend, DynasmSink, StubStyle, resolve};
-use crate::{DmiIdentity, Error, Gprs, Helper, IoFault, IoInsn, QuirkTable, Ring, StubLayout};
+use crate::quirk_table::{self, QuirkStub};
+use crate::stub::{Arena, Backend, Body, DynasmSink, StubStyle};
+use crate::{
+    DmiIdentity, EmitError, Gprs, Helper, IoFault, IoInsn, QuirkTable, RegisterFile, Ring, StubFn, StubLayout,
+};
 
 /// All stubs of one layout, and those of its quirks. Immutable: `Send` and `Sync`.
 ///
@@ -37,7 +41,7 @@ pub struct StubTable {
     /// The bytes of `memory`, at hand: every access looks its stub up here. Never given out for longer than the table.
     code: &'static [u8],
     _memory: ExecutableBuffer,
-    style: StubStyle,
+    quirks: QuirkTable,
 }
 
 impl StubTable {
@@ -46,7 +50,7 @@ impl StubTable {
     /// # Errors
     ///
     /// See [`StubTableBuilder::build`].
-    pub fn new(layout: StubLayout) -> Result<StubTable, Error> {
+    pub fn new(layout: StubLayout) -> Result<StubTable, BuildError> {
         Self::builder().layout(layout).build()
     }
 
@@ -60,50 +64,55 @@ impl StubTable {
     ///
     /// # Errors
     ///
-    /// See [`StubTableBuilder::build`]; and [`Error::Dmi`] when the machine's identity is there and cannot be read.
-    pub fn global() -> Result<&'static StubTable, Error> {
+    /// See [`StubTableBuilder::build`]; and [`BuildError::Dmi`] when the machine's identity is there and cannot be read.
+    pub fn global() -> Result<&'static StubTable, BuildError> {
         Self::global_arc().map(|table| &**table)
     }
 
-    pub(crate) fn global_arc() -> Result<&'static Arc<StubTable>, Error> {
+    pub(crate) fn global_arc() -> Result<&'static Arc<StubTable>, BuildError> {
         static GLOBAL: OnceCell<Arc<StubTable>> = OnceCell::new();
         GLOBAL.get_or_try_init(|| {
-            let identity = DmiIdentity::read().map_err(Error::Dmi)?;
+            let identity = DmiIdentity::read().map_err(BuildError::Dmi)?;
             Self::builder().quirks(QuirkTable::for_platform(&identity)).build().map(Arc::new)
         })
     }
 
     /// The layout of the stubs.
     pub fn layout(&self) -> StubLayout {
-        self.style.layout
-    }
-
-    /// The quirks it was built with.
-    pub(crate) fn quirks(&self) -> QuirkTable {
-        let mut quirks = QuirkTable::none();
-        self.map.quirks.iter().for_each(|stub| quirks.push(stub.quirk));
-        quirks
-    }
-
-    /// Whether its stubs call device models, and have to be run with a `BusFrame`.
-    pub(crate) fn is_for_bus(&self) -> bool {
-        self.style.backend == Backend::Bus
+        self.map.style.layout
     }
 
     /// The plain stub of a form, whatever the quirks say.
     #[inline]
     pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
         let (at, len) = self.map.arena.stub(insn);
-        Stub { code: &self.code[at..at + len] }
+        self.stub_at(at, len)
     }
 
     /// The stub for an access with these registers: that of the first quirk that takes it, else the plain one.
     #[inline]
     pub fn resolve(&self, insn: IoInsn, gprs: &Gprs) -> Stub<'_> {
-        match resolve(&self.map.quirks, insn, gprs) {
-            Some(stub) => Stub { code: &self.code[stub.at..stub.at + stub.shape.len] },
+        match self.quirk(insn, gprs) {
+            Some(stub) => self.stub_of(stub),
             None => self.stub(insn),
         }
+    }
+
+    /// The first quirk that takes the access.
+    #[inline]
+    pub(crate) fn quirk(&self, insn: IoInsn, gprs: &Gprs) -> Option<&QuirkStub> {
+        QuirkStub::resolve(&self.map.quirks, insn, gprs.rax, gprs.rdx)
+    }
+
+    /// A quirk's stub.
+    #[inline]
+    pub(crate) fn stub_of(&self, stub: &QuirkStub) -> Stub<'_> {
+        self.stub_at(stub.at as usize, stub.len as usize)
+    }
+
+    #[inline]
+    fn stub_at(&self, at: usize, len: usize) -> Stub<'_> {
+        Stub { code: &self.code[at..at + len], registers: &self.map.style.registers }
     }
 
     /// The whole arena: the helpers, then the stubs, with INT3 in between.
@@ -115,9 +124,9 @@ impl StubTable {
 impl fmt::Debug for StubTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StubTable")
-            .field("layout", &self.style.layout)
+            .field("layout", &self.map.style.layout)
             .field("code", &self.code.as_ptr_range())
-            .field("quirks", &self.map.quirks.iter().map(|stub| stub.quirk.name()).collect::<Vec<_>>())
+            .field("quirks", &self.quirks.as_slice().iter().map(crate::Quirk::name).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }
@@ -157,6 +166,13 @@ impl StubTableBuilder {
         self
     }
 
+    /// Where the registers lie in the structure that the stubs are called with; [`RegisterFile::GPRS`] by default. Stubs for
+    /// another are called by their [entries](Stub::entry).
+    pub fn registers(mut self, registers: RegisterFile) -> Self {
+        self.style.registers = registers;
+        self
+    }
+
     /// Puts a no-op of the same length in place of each I/O instruction: what is left is the cost of the stub. For
     /// benchmarks, which then need no privilege.
     pub fn elide_io(mut self, elide: bool) -> Self {
@@ -182,56 +198,68 @@ impl StubTableBuilder {
     ///
     /// # Errors
     ///
-    /// - [`Error::ShadowStack`]: [`StubLayout::Rop`] in a process with a user shadow stack.
-    /// - [`Error::Emit`], [`Error::Assembler`]: a quirk's payload does not assemble.
-    /// - [`Error::Memory`]: the system gave no memory, or refused to make it executable.
-    /// - [`Error::Protection`]: the memory is not what was asked for, readable and executable and not writable.
-    /// - [`Error::SignalHandler`]: the fault handler could not be installed.
-    pub fn build(self) -> Result<StubTable, Error> {
+    /// - [`BuildError::ShadowStack`]: [`StubLayout::Rop`] in a process with a user shadow stack.
+    /// - [`BuildError::Emit`], [`BuildError::Assembler`]: a quirk's payload does not assemble.
+    /// - [`BuildError::Memory`]: the system gave no memory, or refused to make it executable.
+    /// - [`BuildError::Protection`]: the memory is not what was asked for, readable and executable and not writable.
+    /// - [`BuildError::SignalHandler`]: the fault handler could not be installed.
+    pub fn build(self) -> Result<StubTable, BuildError> {
         let Self { style, quirks, fault_recovery } = self;
         check_returns(style.layout, shadow_stack_is_active())?;
-        // Room for everything, so that nothing is copied on the way: each stub refers to at most two helpers.
-        let forms = IoInsn::COUNT + IoInsn::STRING_COUNT + quirks.as_slice().len();
-        let bytes = forms * (style.layout.stub_len() + 32);
-        let mut assembler =
-            VecAssembler::<X64Relocation>::new_with_capacity(0, bytes, 0, 0, Helper::COUNT, 0, 2 * forms);
+        check_registers(&style.registers)?;
+        let mut stubs: Vec<QuirkStub> = QuirkStub::of(quirks.as_slice()).collect();
+        // Room for everything, so that nothing is copied on the way.
+        let mut assembler = VecAssembler::<X64Relocation>::new_with_capacity(0, 16 << 10, 0, 0, Helper::COUNT, 0, 256);
         let mut sink = DynasmSink::new(&mut assembler, VecAssembler::new_dynamic_label);
-        let mut placed = Vec::with_capacity(quirks.as_slice().len());
-        let arena = Arena::emit(&mut sink, &style, quirks.as_slice(), |stub| placed.push(stub));
-        for stub in &placed {
-            check_payload(&stub.quirk, &stub.shape)?;
-        }
-        let memory = make_executable(&assembler.finalize().map_err(Error::Assembler)?)?;
+        let bodies = quirks
+            .as_slice()
+            .iter()
+            .flat_map(|quirk| quirk.trigger().forms().map(move |insn| (insn, quirk as &dyn Body)));
+        let (mut next, mut problem) = (stubs.iter_mut(), Ok(()));
+        let depths = quirk_table::depths(&style, quirks.as_slice());
+        let (arena, copies) = Arena::emit(&mut sink, &style, depths, bodies, |at, shape| {
+            let Some(stub) = next.next() else { return };
+            (stub.at, stub.len) = (at as u32, shape.len as u32);
+            if let (Some(found), Ok(())) = (shape.problem, &problem) {
+                problem = Err(EmitError::payload(&stub.quirk, found));
+            }
+        });
+        problem?;
+        let head = assembler.finalize().map_err(|error| BuildError::Assembler { why: error.to_string() })?;
+        let mut memory = MutableBuffer::new(arena.len()).map_err(BuildError::Memory)?;
+        memory.set_len(arena.len());
+        memory[..head.len()].copy_from_slice(&head);
+        assert!(copies.write(&mut memory), "the memory is as long as the table");
+        let memory = make_executable(memory)?;
         // SAFETY: the memory is unmapped when the table is dropped, and does not move before.
         let code: &'static [u8] = unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
-        let map = Box::new(FaultMap { arena, quirks: placed });
+        let recovers = fault_recovery && style.backend == Backend::Hardware;
+        let map = Box::new(FaultMap { arena, style, quirks: stubs });
         #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
-        let registration = unsafe { Registration::new(code, &map, fault_recovery) }.map_err(Error::SignalHandler)?;
+        let registration = unsafe { Registration::new(code, &map, recovers) }.map_err(BuildError::SignalHandler)?;
         #[cfg(not(target_os = "linux"))]
-        let (registration, _) = (Registration, fault_recovery);
-        Ok(StubTable { _registration: registration, map, code, _memory: memory, style })
+        let (registration, _) = (Registration, recovers);
+        Ok(StubTable { _registration: registration, map, code, _memory: memory, quirks })
     }
 }
 
-/// Copies finished code to memory of its own, and looks whether what became of it is executable and not writable.
-fn make_executable(bytes: &[u8]) -> Result<ExecutableBuffer, Error> {
-    let mut memory = MutableBuffer::new(bytes.len()).map_err(Error::Memory)?;
-    memory.set_len(bytes.len());
-    memory.copy_from_slice(bytes);
-    let code = memory.make_exec().map_err(Error::Memory)?;
-    for region in region::query_range(code.as_ptr(), code.len()).map_err(Error::Query)? {
-        let found = region.map_err(Error::Query)?.protection();
+/// Makes finished code executable, and looks whether what became of it is that, and not writable.
+fn make_executable(memory: MutableBuffer) -> Result<ExecutableBuffer, BuildError> {
+    let code = memory.make_exec().map_err(BuildError::Memory)?;
+    let query = |error: region::Error| BuildError::Query { why: error.to_string() };
+    for region in region::query_range(code.as_ptr(), code.len()).map_err(query)? {
+        let found = region.map_err(query)?.protection();
         if found != region::Protection::READ_EXECUTE {
-            return Err(Error::Protection { found });
+            return Err(BuildError::Protection { found: found.to_string() });
         }
     }
     Ok(code)
 }
 
 /// A hijacked return address is a control-protection fault where RETs are checked.
-fn check_returns(layout: StubLayout, shadow_stack: bool) -> Result<(), Error> {
-    if layout == StubLayout::Rop && shadow_stack { Err(Error::ShadowStack) } else { Ok(()) }
+fn check_returns(layout: StubLayout, shadow_stack: bool) -> Result<(), BuildError> {
+    if layout == StubLayout::Rop && shadow_stack { Err(BuildError::ShadowStack) } else { Ok(()) }
 }
 
 /// Whether RETs of this thread are checked against a shadow stack: RDSSP leaves its operand alone when they are not
@@ -247,6 +275,7 @@ fn shadow_stack_is_active() -> bool {
 #[derive(Clone, Copy)]
 pub struct Stub<'t> {
     code: &'t [u8],
+    registers: &'t RegisterFile,
 }
 
 impl<'t> Stub<'t> {
@@ -255,18 +284,24 @@ impl<'t> Stub<'t> {
         self.code
     }
 
-    /// The entry point, an `extern "sysv64" fn(*mut Gprs)`, valid as long as the table is.
-    ///
-    /// It returns 0 in RAX, or, after a [recovered](crate::fault::recover) fault, something else.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.code.as_ptr()
+    /// The entry point, valid as long as the table is. It is called with the address of the table's register file
+    /// ([`Gprs`], unless the builder was [told otherwise](StubTableBuilder::registers)).
+    #[inline]
+    pub fn entry(&self) -> StubFn {
+        // SAFETY: the bytes are a stub, which has this signature.
+        unsafe { core::mem::transmute::<*const u8, StubFn>(self.code.as_ptr()) }
     }
 
     /// Runs the instruction with `gprs` in the CPU's registers, and stores there what the registers hold afterwards.
     ///
     /// # Errors
     ///
-    /// [`IoFault`] when the CPU refused the access (see [`fault`](crate::fault)): every word of `gprs` is then as it was.
+    /// [`IoFault`] when the CPU refused the access (see [`fault`](crate::fault)): every word of `gprs` is then as it was (of
+    /// INS and OUTS, all but RCX, RSI and RDI, which say how far they got).
+    ///
+    /// # Panics
+    ///
+    /// When the table is for [another register file](StubTableBuilder::registers).
     ///
     /// # Safety
     ///
@@ -276,15 +311,30 @@ impl<'t> Stub<'t> {
     /// recovery](StubTableBuilder::fault_recovery), also that it does not fault, or that a handler deals with it.
     #[inline]
     pub unsafe fn run(&self, gprs: &mut Gprs) -> Result<(), IoFault> {
-        // SAFETY: the bytes are a stub, which has this signature.
-        let entry: extern "sysv64" fn(&mut Gprs) -> StubResult = unsafe { core::mem::transmute(self.as_ptr()) };
-        entry(gprs).check()
+        assert!(
+            *self.registers == RegisterFile::GPRS,
+            "the table is for another register file than Gprs: call `entry`"
+        );
+        let (rax, rdx, r8);
+        // SAFETY: the bytes are a stub, which keeps to the calling convention; the caller vouches for the access.
+        unsafe {
+            core::arch::asm!(
+                "call {entry}",
+                entry = in(reg) self.code.as_ptr(),
+                in("rdi") core::ptr::from_mut(gprs),
+                lateout("rax") rax,
+                lateout("rdx") rdx,
+                lateout("r8") r8,
+                clobber_abi("sysv64"),
+            );
+        }
+        StubResult { rax, rdx, r8 }.check()
     }
 }
 
 impl fmt::Debug for Stub<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Stub({:p}: {:02x?})", self.as_ptr(), self.code)
+        write!(f, "Stub({:p}: {:02x?})", self.code.as_ptr(), self.code)
     }
 }
 

@@ -11,7 +11,6 @@ use crate::Gprs;
 
 /// The fifteen registers that a guest's I/O instruction has in view. RSP and RIP are not among them: keep `regs`.
 ///
-/// `rflags` is [`Gprs::FLAGS_AT_IO`], as if an access had been made that changed no flag.
 impl From<&kvm_regs> for Gprs {
     fn from(regs: &kvm_regs) -> Self {
         Self {
@@ -30,7 +29,7 @@ impl From<&kvm_regs> for Gprs {
             r13: regs.r13,
             r14: regs.r14,
             r15: regs.r15,
-            rflags: Self::FLAGS_AT_IO,
+            rflags: regs.rflags,
         }
     }
 }
@@ -38,9 +37,7 @@ impl From<&kvm_regs> for Gprs {
 impl Gprs {
     /// Writes the registers back to where they came from. RSP and RIP stay as they are in `regs`.
     ///
-    /// So does RFLAGS, as a port access leaves the flags alone, unless firmware behind the port changed a status flag: one
-    /// that differs from its state at the I/O, [`Gprs::FLAGS_AT_IO`], is taken over. (Firmware that sets a flag to that
-    /// very state cannot be told from firmware that leaves it.)
+    /// Of RFLAGS, the status flags are written back; the other bits stay as they are in `regs`, too.
     ///
     /// ```
     /// use ioemul::Gprs;
@@ -53,7 +50,6 @@ impl Gprs {
     /// assert_eq!(regs, kvm_regs { rbx: 2, rsp: 0x7000, rip: 0x1000, rflags: 0x203, ..Default::default() });
     /// ```
     pub fn write_back(&self, regs: &mut kvm_regs) {
-        let changed = (self.rflags ^ Self::FLAGS_AT_IO) & Self::STATUS_FLAGS;
         *regs = kvm_regs {
             rax: self.rax,
             rbx: self.rbx,
@@ -72,7 +68,7 @@ impl Gprs {
             r15: self.r15,
             rsp: regs.rsp,
             rip: regs.rip,
-            rflags: regs.rflags & !changed | self.rflags & changed,
+            rflags: regs.rflags & !Self::STATUS_FLAGS | self.rflags & Self::STATUS_FLAGS,
         };
     }
 }
@@ -80,6 +76,7 @@ impl Gprs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RegisterFile;
 
     fn numbered() -> kvm_regs {
         kvm_regs {
@@ -108,22 +105,28 @@ mod tests {
     fn there_and_back_changes_nothing() {
         let mut regs = numbered();
         let gprs = Gprs::from(&regs);
-        assert_eq!(gprs.to_words(), [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0x44]);
+        assert_eq!(gprs.to_words(), [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0x8d7]);
         gprs.write_back(&mut regs);
         assert_eq!(regs, numbered());
     }
 
     #[test]
-    fn of_the_flags_only_what_firmware_changed_comes_back() {
-        // After a stub, `rflags` holds the host's IF and its like.
-        for (after, expected) in [
-            (0x246, 0x8d7),                     // status flags as at the I/O
-            (0x247 & !Gprs::CF | 0x800, 0x8d7), // OF set, as it was
-            (0x206, 0x897),                     // ZF cleared
-        ] {
+    fn of_the_flags_only_the_status_flags_come_back() {
+        for (after, expected) in [(0x8d7, 0x8d7), (0x246, 0x46), (0xffff_ffff, 0x8d7), (0, 2)] {
             let mut regs = numbered();
             Gprs { rflags: after, ..Gprs::from(&regs) }.write_back(&mut regs);
             assert_eq!(regs.rflags, expected, "{after:#x}");
         }
+    }
+
+    /// The library's offsets are those of the structure that KVM's own bindings declare.
+    #[test]
+    fn kvm_regs_as_a_register_file() {
+        use core::mem::offset_of;
+        macro_rules! offsets {
+            ($($register:ident)*) => { [$(offset_of!(kvm_regs, $register) as i16),*] };
+        }
+        let offsets = offsets!(rax rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15);
+        assert_eq!(RegisterFile::KVM_REGS, RegisterFile::new(offsets, Some(offset_of!(kvm_regs, rflags) as i16)));
     }
 }

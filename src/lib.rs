@@ -47,6 +47,7 @@ mod access;
 mod gprs;
 mod insn;
 // Machine code for it, wherever it goes.
+mod emission;
 mod helpers;
 mod quirk_table;
 mod slot;
@@ -86,20 +87,21 @@ pub mod threat_model {}
 struct Readme;
 
 pub use access::PortAccess;
-pub use gprs::Gprs;
+pub use gprs::{Gprs, RegisterFile};
 pub use insn::{AddressSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, Width};
 
-pub use quirk_table::{DmiMatch, PROLIANT_POLL_LIMIT, Quirk};
-pub use slot::{EmitError, Helpers, SlotOptions, emit_stub, emit_stub_with, stub_fixup};
-pub use stub::{CodeSink, Fixup, Helper, Payload, Ring, StubLayout};
-pub use table::CodeTable;
+pub use emission::{EmitError, EmitOptions};
+pub use quirk_table::{CARRY_LIMIT, DmiMatch, DmiStrings, PROLIANT_POLL_LIMIT, Quirk, Step, Trigger, TriggerForm};
+pub use slot::{Helpers, emit_stub, stub_fixup};
+pub use stub::{CodeSink, Helper, Payload, Ring, StubLayout};
+pub use table::{CodeTable, Faulted, StubFn, Symbol, SymbolName};
 
 #[cfg(feature = "std")]
 pub use {
     bus::{DeviceError, PortDevice, SoftwareBus, StringError},
     dmi::DmiIdentity,
     emulator::{IoEmulator, IoEmulatorBuilder},
-    error::Error,
+    error::{AttachError, BuildError, Error},
     fault::IoFault,
     jit::{Stub, StubTable, StubTableBuilder},
     ports::{Hazard, ParsePortSetError, PortPermissions, PortSet, PortSetProblem},

@@ -1,150 +1,96 @@
-//! Stubs in memory that the caller owns: a hypervisor's per-CPU slot, or its table of all forms.
+//! Stubs in memory that the caller owns, one at a time: a hypervisor's slot for each CPU.
 //!
 //! Nothing here allocates, maps or executes: bytes are written to a slice, for the address `va` at which they will
 //! execute (which may be another mapping than the one written through). Everything is emitted twice, first without
-//! memory, so that the size, every displacement and the quirk are checked before the first byte is written: an error
+//! memory, so that the size, every displacement and the quirks are checked before the first byte is written: an error
 //! leaves the memory as it was. (The plain stub, which a hypervisor may write for every access, is emitted once with the
 //! helpers, and checked and copied from then on.)
 //!
 //! The memory is borrowed while it is written, not while its code runs: make the slice from a raw pointer for each call, and
 //! keep none across a call of the stub.
 //!
+//! # A slot that is rewritten
+//!
+//! A CPU that fetches what it has just written through another address may execute older bytes speculatively
+//! (speculative code store bypass): where that matters, LFENCE stands between the write and the call (AMD APM vol. 2,
+//! 7.6; Intel's advisory on CVE-2021-0089). On the CPU that wrote, any jump then is enough; on another one that is to
+//! run the slot, an instruction that serializes (CPUID, IRET, SERIALIZE) has to come between (SDM vol. 3, 9.1.3; APM vol. 2, 7.6.1).
+//! A [`CodeTable`](crate::CodeTable), written once, wants none of it, and is faster.
+//!
 //! ```
-//! use ioemul::{Helpers, IoInsn, StubLayout, Width, emit_stub};
+//! use ioemul::{EmitOptions, Helpers, IoInsn, StubLayout, Width, emit_stub};
 //! let (mut helpers, mut slot) = ([0; Helpers::MAX_LEN], [0; StubLayout::CallRet.stub_len()]);
-//! let helpers = Helpers::emit(&mut helpers, 0xffff_8000_0010_0000, StubLayout::CallRet)?;
+//! let helpers = Helpers::emit(&mut helpers, 0xffff_8000_0010_0000, &EmitOptions::new())?;
 //! let len = emit_stub(&mut slot, 0xffff_8000_0020_0000, IoInsn::out_dx(Width::Byte), &helpers)?;
 //! assert_eq!((len, &slot[16..19]), (36, &[0x90, 0xee, 0x90][..]));
 //! # Ok::<(), ioemul::EmitError>(())
 //! ```
 
-use crate::helpers::emit_helpers;
-use crate::stub::{Backend, Fixup, Helper, Returns, Ring, StubLayout, StubShape, StubStyle, emit_stub as emit};
-use crate::{IoInsn, Quirk};
+use arrayvec::ArrayVec;
+use dynasm::dynasm;
 
+use crate::helpers::{Pads, emit_helpers, emit_pads};
+use crate::stub::{CodeSink, Helper, StubLayout, StubShape, StubStyle, emit_endbr64, emit_stub as emit};
+use crate::{EmitError, EmitOptions, IoInsn, PortOperand, Quirk, quirk_table};
+
+mod place;
 mod sink;
 mod template;
 
-pub(crate) use sink::{SlotSink, Targets, with_thunk};
+pub(crate) use place::room;
+pub(crate) use sink::{SlotSink, Targets, emit_checked, with_thunk};
 use template::Template;
 
-/// What a hardened host wants of the code, and the quirk to apply.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SlotOptions {
-    /// Start each stub with ENDBR64, for indirect-branch tracking (CET-IBT).
-    pub endbr64: bool,
-    /// The executable address of a return thunk: every RET becomes a JMP to it.
-    pub return_thunk: Option<u64>,
-    /// INT3 after every final RET or JMP, against straight-line speculation.
-    pub int3: bool,
-    /// The quirk whose payload replaces the I/O instruction ([`emit_stub_with`]: always; [`CodeTable`]: where it
-    /// [applies](Quirk::applies)).
-    pub quirk: Option<Quirk>,
-    /// The privilege level that the code will run at: decides between the variants of a quirk. Ring 0 by default.
-    pub ring: Ring,
-}
-
-impl SlotOptions {
-    pub(crate) fn style(&self, layout: StubLayout) -> StubStyle {
-        StubStyle {
-            layout,
-            backend: Backend::Hardware,
-            endbr64: self.endbr64,
-            returns: Returns { thunk: self.return_thunk.is_some(), int3: self.int3 },
-            ring: self.ring,
-        }
-    }
-}
-
-/// Why code could not be emitted. Nothing was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EmitError {
-    /// The memory is too short.
-    #[error("the code needs {needed} bytes and the slot has {available}")]
-    SlotTooSmall {
-        /// Length of the code in bytes.
-        needed: usize,
-        /// Length of the memory in bytes.
-        available: usize,
-    },
-    /// A helper or return thunk is more than ±2 GiB away from the call to it.
-    #[error(
-        "the displacement {}{:#x} to a helper or thunk does not fit the signed 32 bits of a near branch",
-        if *displacement < 0 { "-" } else { "" },
-        displacement.unsigned_abs()
-    )]
-    HelperOutOfRange {
-        /// Target minus the address behind the branch, in bytes.
-        displacement: i64,
-    },
-    /// The code would end past the end of the address space.
-    #[error("code of {len} bytes at {va:#x} runs past the end of the address space")]
-    AddressOverflow {
-        /// Where the code was to execute.
-        va: u64,
-        /// Its length in bytes.
-        len: usize,
-    },
-    /// A quirk's payload pushes and pops different amounts, or more than can be recorded.
-    #[error("the payload of the quirk {quirk:?} does not balance its pushes and pops")]
-    UnbalancedPayload {
-        /// Name of the quirk.
-        quirk: &'static str,
-    },
-    /// A quirk's payload uses a label that is not defined, or too many of them.
-    #[error("the label {label:?} is undefined, too far away, or one too many")]
-    Label {
-        /// Name of the label.
-        label: &'static str,
-    },
-}
-
-/// The helpers of a layout, emitted by the caller, shared by any number of stubs.
+/// The helpers of a layout, emitted by the caller, shared by any number of stubs, and the options that these are emitted
+/// with.
 #[derive(Clone, Debug)]
 pub struct Helpers {
-    layout: StubLayout,
+    style: StubStyle,
     va: u64,
     len: usize,
     targets: Targets,
-    /// Address of the epilogue that stubs without one of their own share.
-    epilogue: Option<u64>,
+    pads: Pads,
+    quirks: ArrayVec<Quirk, { EmitOptions::MAX_QUIRKS }>,
     /// The stub that all forms of IN and OUT have in common.
     template: Option<Template>,
 }
 
 impl Helpers {
-    /// As many bytes are enough for the helpers of any layout, hardened or not.
-    pub const MAX_LEN: usize = 256;
+    /// As many bytes are enough for the helpers of any layout and register file, hardened or not, with any quirks.
+    pub const MAX_LEN: usize = 512;
 
-    /// Emits the helpers of `layout` into `buf`, to be executed at `va`.
+    /// Emits the helpers into `buf`, to be executed at `va`.
     ///
     /// # Errors
     ///
-    /// [`EmitError::SlotTooSmall`] with the size that is needed.
-    pub fn emit(buf: &mut [u8], va: u64, layout: StubLayout) -> Result<Self, EmitError> {
-        Self::emit_with(buf, va, layout, &SlotOptions::default())
-    }
-
-    /// As [`Self::emit`], with the host's hardening. `endbr64`, `quirk` and `ring` make no difference: the helpers are
-    /// never branched to indirectly, and no quirk is in them.
-    ///
-    /// # Errors
-    ///
-    /// [`EmitError::SlotTooSmall`], or [`EmitError::HelperOutOfRange`] for the return thunk.
-    pub fn emit_with(buf: &mut [u8], va: u64, layout: StubLayout, options: &SlotOptions) -> Result<Self, EmitError> {
-        let returns = options.style(layout).returns;
-        let ((epilogue, targets), len) = emit_checked(buf, va, with_thunk(Targets::default(), options), |sink| {
-            let epilogue = emit_helpers(sink, layout, returns).map(|at| va.wrapping_add(at as u64));
-            Ok((epilogue, sink.helpers))
+    /// See [`EmitError`]; the memory is then as it was.
+    pub fn emit(buf: &mut [u8], va: u64, options: &EmitOptions<'_>) -> Result<Self, EmitError> {
+        options.check()?;
+        let style = options.style();
+        let depths = quirk_table::depths(&style, options.quirks);
+        let mut helpers = Self {
+            style,
+            va,
+            len: 0,
+            targets: with_thunk(options.return_thunk),
+            pads: Pads::default(),
+            quirks: options.quirks.iter().copied().collect(),
+            template: None,
+        };
+        let len = emit_checked(buf, va, with_thunk(options.return_thunk), |sink| {
+            emit_helpers(sink, &style);
+            helpers.pads = emit_pads(sink, &style, depths);
+            helpers.targets = sink.helpers;
+            Ok(())
         })?;
-        let template = Template::new(&options.style(layout), va, targets);
-        Ok(Self { layout, va, len, targets, epilogue, template })
+        helpers.len = len;
+        helpers.template = Template::new(&style, va, &helpers.targets);
+        Ok(helpers)
     }
 
     /// The layout that these helpers are for.
     pub fn layout(&self) -> StubLayout {
-        self.layout
+        self.style.layout
     }
 
     /// The address at which they execute.
@@ -152,103 +98,106 @@ impl Helpers {
         self.va
     }
 
-    /// Their length in bytes; 0 for [`StubLayout::Inline`].
-    #[allow(clippy::len_without_is_empty)]
+    /// Their length in bytes.
+    #[allow(clippy::len_without_is_empty)] // the landing pads are always there
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Name and address of each helper, for a symbol table.
     pub fn symbols(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        let own = Helper::ALL.into_iter().filter(|helper| *helper != Helper::ReturnThunk);
-        own.filter_map(|helper| Some((helper.name(), self.targets[helper as usize]?)))
+        let own = Helper::ALL.into_iter().zip(self.targets).filter(|(helper, _)| *helper != Helper::ReturnThunk);
+        own.filter_map(|(helper, address)| Some((helper.name(), address?)))
+    }
+
+    /// The quirks that stubs of this form have to look out for.
+    fn quirks_of(&self, insn: IoInsn) -> impl Iterator<Item = &Quirk> {
+        self.quirks.iter().filter(move |quirk| quirk.trigger().has_form(insn))
     }
 }
 
-/// Emits the stub of `insn` into `slot`, to be executed at `va` as `extern "sysv64" fn(*mut Gprs)`. Returns its length:
-/// 36 bytes for [`StubLayout::CallRet`], 13 for [`StubLayout::Compact`], 9 for [`StubLayout::Rop`].
+/// Emits the stub of `insn` into `slot`, to be executed at `va` as a [`StubFn`](crate::StubFn), with the options of the helpers.
+/// Returns its length: 36 bytes for [`StubLayout::CallRet`], 13 for [`StubLayout::Compact`], 9 for [`StubLayout::Rop`].
+///
+/// If a quirk of the options has this form, the stub looks at the register file when it is called, and does what the
+/// first quirk does that takes the access, or else the plain access: what
+/// [`CodeTable::resolve`](crate::CodeTable::resolve) decides before the call.
+///
+/// The pointers that INS and OUTS follow are the register file's: whoever emits one has bounded and translated them.
 ///
 /// # Errors
 ///
 /// See [`EmitError`]; the slot is then as it was.
 pub fn emit_stub(slot: &mut [u8], va: u64, insn: IoInsn, helpers: &Helpers) -> Result<usize, EmitError> {
-    emit_stub_with(slot, va, insn, helpers, &SlotOptions::default())
-}
-
-/// As [`emit_stub`], with the host's hardening and a quirk.
-///
-/// # Errors
-///
-/// See [`EmitError`]; the slot is then as it was.
-pub fn emit_stub_with(
-    slot: &mut [u8],
-    va: u64,
-    insn: IoInsn,
-    helpers: &Helpers,
-    options: &SlotOptions,
-) -> Result<usize, EmitError> {
-    // What a hypervisor with a slot for each CPU does for every access.
-    if let (None, false, Some(template)) = (&options.quirk, insn.is_string(), &helpers.template)
-        && template.is_for(&options.style(helpers.layout), options.return_thunk)
-    {
-        return template.write(slot, va, insn);
+    match &helpers.template {
+        // What a hypervisor with a slot for each CPU does for every access.
+        Some(template) if !insn.is_string() && helpers.quirks_of(insn).next().is_none() => {
+            template.write(slot, va, insn)
+        }
+        _ => emit_checked(slot, va, helpers.targets, |sink| emit_stubs(sink, insn, helpers, |_, _| ())),
     }
-    let ((), len) = emit_checked(slot, va, with_thunk(helpers.targets, options), |sink| {
-        checked_stub(sink, insn, helpers, options).map(|_| ())
-    })?;
-    Ok(len)
 }
 
-/// Where a fault at `rip` resumes, for a stub that [`emit_stub_with`] emitted with these arguments. `None`: `rip` is not
-/// in the I/O sequence of that stub.
-pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, options: &SlotOptions, rip: u64) -> Option<Fixup> {
-    let mut sink = SlotSink::new(&mut [], va, with_thunk(helpers.targets, options));
-    let shape = checked_stub(&mut sink, insn, helpers, options).ok()?;
+/// Where a fault at `rip` resumes, for a stub that [`emit_stub`] emitted with these arguments: the address of a landing
+/// pad, to be set as RIP and nothing else. `None`: `rip` is not in an I/O sequence of that stub.
+///
+/// The stub then returns 1 in RAX, the register file being as it was given. (After a fault in INS or OUTS, RCX, RSI and RDI
+/// of the register file say how far it got.)
+pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, rip: u64) -> Option<u64> {
     let offset = usize::try_from(rip.checked_sub(va)?).ok()?;
-    let rsp_adjust = shape.rsp_adjust(helpers.layout, offset)?;
-    let resume = shape.epilogue.map(|epilogue| va + epilogue as u64).or(helpers.epilogue)?;
-    Some(Fixup { resume, rsp_adjust })
+    let mut landing = None;
+    let mut sink = SlotSink::new(&mut [], va, helpers.targets);
+    let emitted = emit_stubs(&mut sink, insn, helpers, |at, shape| {
+        landing = landing.or(offset.checked_sub(at).and_then(|offset| shape.landing(offset)));
+    });
+    emitted.ok()?;
+    helpers.va.checked_add(helpers.pads.at(landing?).into())
 }
 
-fn checked_stub(
+/// Emits the stub of a form; in front of it, those of the quirks that may have to stand for it. `placed` is told where each is.
+fn emit_stubs(
     sink: &mut SlotSink<'_>,
     insn: IoInsn,
     helpers: &Helpers,
-    options: &SlotOptions,
-) -> Result<StubShape, EmitError> {
-    let shape = emit(sink, &options.style(helpers.layout), insn, options.quirk.as_ref());
-    if let Some(quirk) = &options.quirk {
-        check_payload(quirk, &shape)?;
+    mut placed: impl FnMut(usize, &StubShape),
+) -> Result<(), EmitError> {
+    let mut style = helpers.style;
+    for quirk in helpers.quirks_of(insn) {
+        if style.endbr64 {
+            emit_endbr64(sink);
+            style.endbr64 = false; // nobody comes indirectly any more
+        }
+        emit_trigger(sink, &style, quirk, insn);
+        let at = sink.offset();
+        let shape = emit(sink, &style, insn, Some(quirk));
+        if let Some(problem) = shape.problem {
+            return Err(EmitError::payload(quirk, problem));
+        }
+        placed(at, &shape);
+        dynasm!(sink ; .arch x64 ; ioemul_other_access:);
     }
-    Ok(shape)
+    let at = sink.offset();
+    placed(at, &emit(sink, &style, insn, None));
+    Ok(())
 }
 
-pub(crate) fn check_payload(quirk: &Quirk, shape: &StubShape) -> Result<(), EmitError> {
-    match shape.stack.is_balanced() {
-        true => Ok(()),
-        false => Err(EmitError::UnbalancedPayload { quirk: quirk.name() }),
+/// Goes on to the next label `ioemul_other_access` unless the quirk takes the access that the register file describes.
+fn emit_trigger(sink: &mut SlotSink<'_>, style: &StubStyle, quirk: &Quirk, insn: IoInsn) {
+    let trigger = quirk.trigger();
+    if insn.operand == PortOperand::Dx {
+        let (rdx_at, port) = (i32::from(style.registers.rdx()), trigger.port as i16);
+        dynasm!(sink ; .arch x64
+            ; cmp WORD [DWORD rdi + rdx_at], WORD port
+            ; jne DWORD >ioemul_other_access
+        );
     }
-}
-
-/// Runs `emit` without memory, checks everything, and then once more to write. Returns its result and the number of bytes.
-pub(crate) fn emit_checked<T>(
-    buf: &mut [u8],
-    va: u64,
-    targets: Targets,
-    emit: impl Fn(&mut SlotSink<'_>) -> Result<T, EmitError>,
-) -> Result<(T, usize), EmitError> {
-    let mut dry = SlotSink::new(&mut [], va, targets);
-    emit(&mut dry)?;
-    let len = dry.finish()?;
-    let mut sink = SlotSink::new(room(buf, va, len)?, va, targets);
-    let result = emit(&mut sink)?;
-    sink.finish()?;
-    Ok((result, len))
-}
-
-/// The memory for `len` bytes of code.
-fn room(buf: &mut [u8], va: u64, len: usize) -> Result<&mut [u8], EmitError> {
-    let available = buf.len();
-    let room = buf.get_mut(..len).ok_or(EmitError::SlotTooSmall { needed: len, available })?;
-    va.checked_add(len as u64).map(|_| room).ok_or(EmitError::AddressOverflow { va, len })
+    if trigger.mask != 0 {
+        let (rax_at, mask, value) = (i32::from(style.registers.rax()), trigger.mask as i32, trigger.value as i32);
+        dynasm!(sink ; .arch x64
+            ; mov eax, [DWORD rdi + rax_at]
+            ; and eax, DWORD mask
+            ; cmp eax, DWORD value
+            ; jne DWORD >ioemul_other_access
+        );
+    }
 }

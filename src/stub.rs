@@ -12,15 +12,16 @@ pub(crate) mod trampoline;
 
 #[cfg(feature = "std")]
 pub use sink::DynasmSink;
+pub(crate) use {
+    arena::{Arena, Copies, form_at, write_form},
+    emit::{Body, StubShape, emit_endbr64, emit_stub},
+    payload::PayloadProblem,
+    sink::Counter,
+    style::{Backend, Returns, StubStyle},
+};
 pub use {
-    arena::Fixup,
     layout::StubLayout,
     payload::Payload,
     sink::{CodeSink, Helper},
     style::Ring,
-};
-pub(crate) use {
-    arena::{Arena, QuirkStub, resolve},
-    emit::{StubShape, emit_stub},
-    style::{Backend, Returns, StubStyle},
 };

@@ -22,62 +22,91 @@ use crate::fault::StubResult;
 use crate::stub::trampoline;
 use crate::{Error, Gprs, IoInsn, PortAccess, SoftwareBus, Stub};
 
+use super::Memory;
+
 /// The way from a stub of a bus table back to Rust. The stub is called with its address in R12, which the prologue of
 /// every layout pushes: there the trampoline finds it.
 #[repr(C)]
-struct BusFrame<'b> {
+struct BusFrame<'b, 'm> {
     /// Called by the trampoline.
-    access: extern "sysv64" fn(*mut BusFrame<'_>, *mut Gprs, u32),
+    access: extern "sysv64" fn(*mut BusFrame<'_, '_>, *mut Gprs, u32),
     bus: &'b mut SoftwareBus,
+    /// The memory of INS or OUTS, and how many bytes of it were moved.
+    memory: Option<&'b mut Memory<'m>>,
+    done: usize,
     /// Why there was no access, on its way around the stub.
     failure: Option<Failure>,
 }
 
 // Where the trampoline looks for it.
-const _: () = assert!(offset_of!(BusFrame<'_>, access) == 0);
+const _: () = assert!(offset_of!(BusFrame<'_, '_>, access) == 0);
 
 enum Failure {
     Error(Error),
     Panic(Box<dyn Any + Send>),
 }
 
-/// Runs a stub of a bus table. A panic of a device model goes on here, the registers as they were.
+/// Runs a stub of a bus table: of IN, OUT, or a quirk in their place. A panic of a device model goes on here, the registers as
+/// they were.
 ///
 /// # Safety
 ///
-/// `stub` is that of `insn`, or of a quirk in its place, in a table built with `StubTableBuilder::bus`. For INS and OUTS,
-/// the registers point to memory of this process that may be accessed.
+/// `stub` is that of `insn`, or of a quirk in its place, in a table built with `StubTableBuilder::bus`.
 #[inline]
 pub(crate) unsafe fn run(bus: &mut SoftwareBus, stub: Stub<'_>, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+    // SAFETY: the caller's promise.
+    unsafe { run_with(bus, stub, insn, None, gprs) }.1
+}
+
+/// As [`run`], for INS and OUTS. Returns how many bytes were moved as well; RCX, RSI and RDI are left to the caller.
+///
+/// # Safety
+///
+/// As for [`run`].
+pub(crate) unsafe fn run_string(
+    bus: &mut SoftwareBus,
+    stub: Stub<'_>,
+    insn: IoInsn,
+    memory: &mut Memory<'_>,
+    gprs: &mut Gprs,
+) -> (usize, Result<(), Error>) {
+    // SAFETY: the caller's promise.
+    unsafe { run_with(bus, stub, insn, Some(memory), gprs) }
+}
+
+#[inline]
+unsafe fn run_with<'b, 'm>(
+    bus: &'b mut SoftwareBus,
+    stub: Stub<'_>,
+    insn: IoInsn,
+    memory: Option<&'b mut Memory<'m>>,
+    gprs: &mut Gprs,
+) -> (usize, Result<(), Error>) {
     let (before, requested) = (Saved::new(gprs), PortAccess::of(insn, gprs));
-    let mut frame = BusFrame { access, bus, failure: None };
+    let mut frame = BusFrame { access, bus, memory, done: 0, failure: None };
     let mut result = StubResult::default();
     // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
     unsafe {
         asm!(
             "call {stub}",
-            stub = in(reg) stub.as_ptr(),
+            stub = in(reg) stub.code().as_ptr(),
             in("rdi") ptr::from_mut(gprs),
             in("r12") &raw mut frame,
             lateout("rax") result.rax,
             lateout("rdx") result.rdx,
+            lateout("r8") result.r8,
             clobber_abi("sysv64"),
         )
     };
     let failure = match (frame.failure, result.check()) {
-        (None, Ok(())) => return Ok(()),
+        (None, Ok(())) => return (frame.done, Ok(())),
         (Some(failure), _) => failure,
         // In a quirk's payload.
         (None, Err(fault)) => Failure::Error(Error::Fault { access: requested, fault }),
     };
-    let after = core::mem::replace(gprs, before.into_gprs());
+    *gprs = before.into_gprs();
     match failure {
-        Failure::Error(error) => {
-            if insn.is_string() {
-                (gprs.rcx, gprs.rsi, gprs.rdi) = (after.rcx, after.rsi, after.rdi);
-            }
-            Err(error)
-        }
+        Failure::Error(error) => (frame.done, Err(error)),
         Failure::Panic(panic) => resume_unwind(panic),
     }
 }
@@ -106,21 +135,28 @@ impl Saved {
 
 /// Where the trampoline arrives. A panic cannot unwind through a stub: it is kept, like an error, and the accesses that
 /// may follow in a quirk's payload are not made.
-extern "sysv64" fn access(frame: *mut BusFrame<'_>, gprs: *mut Gprs, description: u32) {
+extern "sysv64" fn access(frame: *mut BusFrame<'_, '_>, gprs: *mut Gprs, description: u32) {
     // SAFETY: the trampoline passes what `run` gave to the stub; nobody else uses it meanwhile.
     let (frame, gprs) = unsafe { (&mut *frame, &mut *gprs) };
     if frame.failure.is_none() {
-        let BusFrame { bus, failure, .. } = frame;
+        let BusFrame { bus, memory, done, failure, .. } = frame;
         let insn = trampoline::decode(description);
-        match catch_unwind(AssertUnwindSafe(|| match insn.is_string() {
-            false => bus.access(insn, gprs),
-            true => bus.access_string(insn, gprs),
+        match catch_unwind(AssertUnwindSafe(|| match memory {
+            None => bus.try_access(insn, gprs),
+            Some(memory) => {
+                let (bytes, result) = bus.string(insn, memory, gprs);
+                *done = bytes;
+                result
+            }
         })) {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => return,
             Ok(Err(error)) => *failure = Some(Failure::Error(error)),
             Err(panic) => *failure = Some(Failure::Panic(panic)),
         }
     }
+    // The registers will be put back: these end a quirk's polls and waits.
+    gprs.rax |= 0xff;
+    gprs.rflags &= !Gprs::CF;
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -132,7 +168,7 @@ mod tests {
     /// is an error that leaves the host's registers alone.
     #[test]
     fn a_stack_that_ends_within_an_access() {
-        extern "sysv64" fn not_reached(_: *mut BusFrame<'_>, _: *mut Gprs, _: u32) {
+        extern "sysv64" fn not_reached(_: *mut BusFrame<'_, '_>, _: *mut Gprs, _: u32) {
             unreachable!("there is no stack left for it")
         }
         const PAGE: usize = 4096;
@@ -145,29 +181,32 @@ mod tests {
         };
         let given = Gprs { rax: 0x80, rdx: 0xcd4, ..Gprs::default() };
         let insn = IoInsn::out_dx(Width::Byte);
+        // A bus installs no handler: this table does.
+        let _native = StubTable::new(StubLayout::CallRet).unwrap();
         for layout in StubLayout::ALL.iter().copied() {
             let table = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).bus().build().unwrap();
             // Words between the call of the stub and the return address of the access, which finds no room: return
-            // address, seven registers, the description; and what the payload has pushed.
+            // address, seven registers, the description.
             let words = 9 + usize::from(layout == StubLayout::Rop);
-            for (stub, words) in [(table.stub(insn), words), (table.resolve(insn, &given), words + 1)] {
+            for stub in [table.stub(insn), table.resolve(insn, &given)] {
                 let mut bus = SoftwareBus::new();
-                let mut frame = BusFrame { access: not_reached, bus: &mut bus, failure: None };
+                let mut frame = BusFrame { access: not_reached, bus: &mut bus, memory: None, done: 0, failure: None };
                 let mut gprs = given;
-                let result: u64;
+                let (result, exception): (u64, u64);
                 // SAFETY: the stub keeps R13, and with it the way back to this stack.
                 unsafe {
                     core::arch::asm!(
                         "xchg rsp, r13", "call {stub}", "mov rsp, r13",
-                        stub = in(reg) stub.as_ptr(),
+                        stub = in(reg) stub.code().as_ptr(),
                         inout("r13") stack as usize + PAGE + 8 * words => _,
                         inout("rdi") &raw mut gprs => _,
                         in("r12") &raw mut frame,
                         lateout("rax") result,
+                        lateout("rdx") exception,
                         clobber_abi("sysv64"),
                     )
                 };
-                assert_eq!(result as u8, 14, "{layout:?}: a page fault");
+                assert_eq!((result, exception as u8), (1, 14), "{layout:?}: a page fault");
                 assert_eq!(gprs, given);
             }
         }

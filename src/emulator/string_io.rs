@@ -1,12 +1,14 @@
 //! INS and OUTS, over memory that the caller gives.
 //!
-//! A guest's RDI and RSI are addresses of the guest's. Here they are replaced, for the instruction only, by the address of
-//! a slice, and come back moved by as much as the data was; all other registers are the guest's throughout, as for IN and
-//! OUT. DF is clear for the access: data goes upwards.
+//! A guest's RDI and RSI are addresses of the guest's. On a bus the device sees them as they are, and the data as a slice beside
+//! them. On the hardware they are replaced, for the instruction only, by the address of the slice. They come back moved by
+//! as much as the data was. DF is clear for the access: data goes upwards.
 #![allow(unsafe_code)] // runs string stubs
 
+use super::{Side, Stubs};
+use crate::bus::{Memory, call, undone_unless};
 use crate::events::{self, Attempt, Events};
-use crate::{AddressSize, Direction, Error, Gprs, IoEmulator, IoInsn, PortOperand};
+use crate::{AddressSize, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortOperand, StubTable};
 
 impl<E: Events> IoEmulator<E> {
     /// Executes INS or REP INS, the data going to the start of `buffer`. Returns how many bytes came: as many elements as
@@ -37,8 +39,7 @@ impl<E: Events> IoEmulator<E> {
     /// When a device model does; the registers are then as they were.
     #[doc(alias("insb", "insw", "insl", "rep insb"))]
     pub fn read_string(&mut self, insn: IoInsn, gprs: &mut Gprs, buffer: &mut [u8]) -> Result<usize, Error> {
-        // SAFETY: the pointer is to as many bytes as the length says, which may be written.
-        unsafe { self.string(insn, Direction::In, gprs, buffer.as_mut_ptr().expose_provenance(), buffer.len()) }
+        self.string(insn, Memory::In(buffer), gprs)
     }
 
     /// Executes OUTS or REP OUTS, the data coming from the start of `data`. Otherwise as [`Self::read_string`], with RSI in
@@ -53,61 +54,104 @@ impl<E: Events> IoEmulator<E> {
     /// As [`Self::read_string`].
     #[doc(alias("outsb", "outsw", "outsl", "rep outsb"))]
     pub fn write_string(&mut self, insn: IoInsn, gprs: &mut Gprs, data: &[u8]) -> Result<usize, Error> {
-        // SAFETY: the pointer is to as many bytes as the length says; OUTS only reads them.
-        unsafe { self.string(insn, Direction::Out, gprs, data.as_ptr().expose_provenance(), data.len()) }
+        self.string(insn, Memory::Out(data), gprs)
     }
 
-    /// # Safety
-    ///
-    /// `address` is that of `available` bytes, to be read for OUTS and written for INS, its provenance exposed.
-    unsafe fn string(
-        &mut self,
-        insn: IoInsn,
-        direction: Direction,
-        gprs: &mut Gprs,
-        address: usize,
-        available: usize,
-    ) -> Result<usize, Error> {
-        let (rep, address_size) = match insn.operand {
-            PortOperand::String { rep, address, .. } if insn.direction == direction => (rep, address),
+    fn string(&mut self, insn: IoInsn, memory: Memory<'_>, gprs: &mut Gprs) -> Result<usize, Error> {
+        let (rep, address, segment) = match (insn.operand, &memory, insn.direction) {
+            (PortOperand::String { rep, address, segment }, Memory::In(_), Direction::In)
+            | (PortOperand::String { rep, address, segment }, Memory::Out(_), Direction::Out) => {
+                (rep, address, segment)
+            }
             _ => return Err(Error::StringForm { insn }),
         };
-        let register = |value: u64| value & address_size.mask();
-        let count = if rep { register(gprs.rcx) } else { 1 };
-        let width = u64::from(insn.width.bytes());
-        if count.checked_mul(width).is_none_or(|len| len > available as u64) {
-            return Err(Error::StringOutOfBounds { insn, count, available });
-        }
+        let count = if rep { gprs.rcx & address.mask() } else { 1 };
+        let (width, available) = (u64::from(insn.width.bytes()), memory.as_slice().len());
+        let len = match count.checked_mul(width).and_then(|len| usize::try_from(len).ok()) {
+            Some(len) if len <= available => len,
+            _ => return Err(Error::StringOutOfBounds { insn, count, available }),
+        };
         let before = *gprs;
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
-        self.permit(&attempt)?;
-        self.events_mut().before(&attempt);
+        let side = self.permit(&attempt)?;
+        self.events.before(&attempt);
         let started = events::start::<E>();
-        // The slice may be anywhere: always the instruction of 64-bit address size.
-        let PortOperand::String { segment, .. } = insn.operand else { return Err(Error::StringForm { insn }) };
-        let operand = PortOperand::String { rep, address: AddressSize::Bits64, segment };
-        let insn = IoInsn { operand, ..insn };
-        let mut live = *gprs;
-        *pointer(direction, &mut live) = address as u64;
+        let mut memory = match memory {
+            Memory::In(data) => Memory::In(&mut data[..len]),
+            Memory::Out(data) => Memory::Out(&data[..len]),
+        };
+        let (done, result) = match (side, &mut self.on_bus, &self.native) {
+            (Side::Hardware, _, Some((_, table))) => {
+                // The slice may be anywhere: always the instruction of 64-bit address size.
+                let operand = PortOperand::String { rep, address: AddressSize::Bits64, segment };
+                native(table, IoInsn { operand, ..insn }, count, &mut memory, gprs)
+            }
+            (_, Some((_, bus, Stubs::Table(table))), _) => {
+                // SAFETY: the builder pairs a bus with a bus table.
+                unsafe { call::run_string(bus, table.stub(insn), insn, &mut memory, gprs) }
+            }
+            (_, Some((_, bus, Stubs::Direct(_))), _) => {
+                let mut done = 0;
+                let result = undone_unless(gprs, |gprs| {
+                    let (bytes, result) = bus.string(insn, &mut memory, gprs);
+                    done = bytes;
+                    result
+                });
+                (done, result)
+            }
+            (_, None, _) => (0, Err(Error::StringForm { insn })), // `permit` names a side that is there
+        };
+        // These are the instruction's own, whatever a device has left there. With 32-bit addresses the results are
+        // zero-extended; where nothing was moved, nothing is written.
+        let moved = |start: u64| if done == 0 { start } else { start.wrapping_add(done as u64) & address.mask() };
+        (gprs.rsi, gprs.rdi) = match insn.direction {
+            Direction::In => (if result.is_ok() { gprs.rsi } else { before.rsi }, moved(before.rdi)),
+            Direction::Out => (moved(before.rsi), if result.is_ok() { gprs.rdi } else { before.rdi }),
+        };
         if rep {
-            live.rcx = count;
+            gprs.rcx = if done == 0 { before.rcx } else { count - done as u64 / width };
         }
-        // SAFETY: the access is permitted, and the pointer is to memory for `count` elements.
-        let result = unsafe { self.run(insn, &mut live) };
-        let done = *pointer(direction, &mut live) - address as u64;
-        // With 32-bit addresses the results are zero-extended; where nothing was moved, nothing is written.
-        let (start, left) = (*pointer(direction, gprs), gprs.rcx);
-        if result.is_ok() {
+        let data = memory.as_slice().get(..done).unwrap_or_default();
+        events::end(&mut self.events, &attempt, (gprs, data), started, &result);
+        result.map(|()| done)
+    }
+}
+
+/// Runs a string stub on the hardware, where the address has to be in the register: for as long as that takes, RSI or RDI is the
+/// slice's. Returns how many bytes were moved.
+fn native(
+    table: &StubTable,
+    insn: IoInsn,
+    count: u64,
+    memory: &mut Memory<'_>,
+    gprs: &mut Gprs,
+) -> (usize, Result<(), Error>) {
+    let (len, width) = (memory.as_slice().len(), usize::from(insn.width.bytes()));
+    let address = match memory {
+        Memory::In(data) => data.as_mut_ptr().expose_provenance(),
+        Memory::Out(data) => data.as_ptr().expose_provenance(),
+    } as u64;
+    let rep = matches!(insn.operand, PortOperand::String { rep: true, .. });
+    let access = PortAccess::of(insn, gprs);
+    let mut live = *gprs;
+    *pointer(insn.direction, &mut live) = address;
+    if rep {
+        live.rcx = count;
+    }
+    // SAFETY: whoever called `native` vouched for the port; the pointer is to as many bytes as the count says, to be written
+    // for INS and read for OUTS.
+    let result = unsafe { table.stub(insn).run(&mut live) };
+    // Firmware behind the port may have changed any register: what is not a whole number of elements within the slice is
+    // no answer, and counts as nothing.
+    let moved = pointer(insn.direction, &mut live).wrapping_sub(address);
+    let done = usize::try_from(moved).ok().filter(|done| *done <= len && done.is_multiple_of(width)).unwrap_or(0);
+    match result {
+        Ok(()) => {
+            *pointer(insn.direction, &mut live) = *pointer(insn.direction, gprs);
             *gprs = live;
+            (done, Ok(()))
         }
-        *pointer(direction, gprs) = if done == 0 { start } else { register(start.wrapping_add(done)) };
-        if rep {
-            gprs.rcx = if done == 0 { left } else { count - done / width };
-        }
-        // SAFETY: so many bytes at the address, which the instruction is done with.
-        let data = unsafe { crate::bus::string_buffer(address as u64, done as usize) };
-        events::end(self.events_mut(), &attempt, (gprs, data), started, &result);
-        result.map(|()| done as usize)
+        Err(fault) => (done, Err(Error::Fault { access, fault })),
     }
 }
 

@@ -10,8 +10,7 @@ use std::sync::Mutex;
 
 use once_cell::sync::OnceCell;
 
-use super::{FaultMap, StubResult};
-use crate::Gprs;
+use super::FaultMap;
 
 /// One table in the list that the handler walks. Nodes are never freed, since a handler may be looking at one at any
 /// time, but used again; `sequence` is odd while one changes.
@@ -154,9 +153,6 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
-/// The direction flag.
-const DF: i64 = 1 << 10;
-
 /// Resumes a fault in a stub's I/O sequence: the core of the handler, for programs that have one of their own. Returns
 /// false, having changed nothing, if the fault is not a stub's.
 ///
@@ -178,30 +174,15 @@ pub unsafe fn recover(info: *const libc::siginfo_t, context: *mut c_void) -> boo
     };
     // SAFETY: this thread executes in the arena, whose table is therefore alive, and its map with it.
     let map = unsafe { &*map };
-    let Some((resume, rsp_adjust)) = map.arena.fixup(&map.quirks, rip - start) else {
+    let Some(pad) = map.fixup(rip - start) else {
         return false;
     };
-    let vector = registers[libc::REG_TRAPNO as usize] as u64;
-    let error_code = registers[libc::REG_ERR as usize] as u64;
-    registers[libc::REG_RAX as usize] = StubResult::fault(vector as u8, error_code as u16) as i64;
-    registers[libc::REG_RDX as usize] = if vector == 14 { registers[libc::REG_CR2 as usize] } else { 0 };
-    let string_depth = map.arena.string_depth(rip - start);
-    if string_depth.is_some_and(|depth| depth > 0) {
-        // The I/O runs with DF clear, and the POPFQ that gives the caller's back is jumped over.
-        // SAFETY: RSP points to the flags, which are all that has been pushed.
-        let pushed = unsafe { *(registers[libc::REG_RSP as usize] as *const i64) };
-        registers[libc::REG_EFL as usize] |= pushed & DF;
-    }
-    registers[libc::REG_RSP as usize] += i64::from(rsp_adjust);
-    registers[libc::REG_RIP as usize] = (start + resume) as i64;
-    if string_depth.is_some() {
-        // How far INS or OUTS got. The stub's frame ends with the address of the register file.
-        // SAFETY: RSP is that of the frame; the register file is the one that the stub was called with.
-        let gprs = unsafe { &mut **(registers[libc::REG_RSP as usize] as *const *mut Gprs) };
-        gprs.rcx = registers[libc::REG_RCX as usize] as u64;
-        gprs.rsi = registers[libc::REG_RSI as usize] as u64;
-        gprs.rdi = registers[libc::REG_RDI as usize] as u64;
-    }
+    let vector = registers[libc::REG_TRAPNO as usize] as u8;
+    let error_code = registers[libc::REG_ERR as usize] as u16;
+    // The pads leave these two alone.
+    registers[libc::REG_RDX as usize] = i64::from(vector) | i64::from(error_code) << 8;
+    registers[libc::REG_R8 as usize] = if vector == 14 { registers[libc::REG_CR2 as usize] } else { 0 };
+    registers[libc::REG_RIP as usize] = (start + pad) as i64;
     true
 }
 

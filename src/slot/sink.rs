@@ -2,15 +2,31 @@
 
 use arrayvec::ArrayVec;
 
-use super::{EmitError, SlotOptions};
-use crate::{CodeSink, Helper};
+use super::place::room;
+use crate::EmitError;
+use crate::stub::{CodeSink, Helper};
 
-/// The addresses of helpers.
+/// The addresses of helpers, in the order of [`Helper::ALL`].
 pub(crate) type Targets = [Option<u64>; Helper::COUNT];
 
-pub(crate) fn with_thunk(mut targets: Targets, options: &SlotOptions) -> Targets {
-    targets[Helper::ReturnThunk as usize] = options.return_thunk;
-    targets
+/// No helper yet, but the host's return thunk.
+pub(crate) fn with_thunk(return_thunk: Option<u64>) -> Targets {
+    Helper::ALL.map(|helper| return_thunk.filter(|_| helper == Helper::ReturnThunk))
+}
+
+/// Runs `emit` without memory, checks everything, and then once more to write. Returns the number of bytes.
+pub(crate) fn emit_checked(
+    buf: &mut [u8],
+    va: u64,
+    targets: Targets,
+    mut emit: impl FnMut(&mut SlotSink<'_>) -> Result<(), EmitError>,
+) -> Result<usize, EmitError> {
+    let mut sink = SlotSink::new(&mut [], va, targets);
+    emit(&mut sink)?;
+    let len = sink.finish()?;
+    sink = SlotSink::new(room(buf, va, len)?, va, targets);
+    emit(&mut sink)?;
+    sink.finish()
 }
 
 /// What a branch goes to.
@@ -33,9 +49,6 @@ impl Label {
 const MAX_LOCALS: usize = 8;
 const MAX_PENDING: usize = 8;
 
-/// Two helpers and a return thunk: no stub without a quirk branches elsewhere.
-pub(crate) const MAX_BRANCHES: usize = 3;
-
 /// A reference that waits for its label.
 #[derive(Clone, Copy)]
 struct Pending {
@@ -57,26 +70,15 @@ pub(crate) struct SlotSink<'a> {
     locals: ArrayVec<(&'static str, u64), MAX_LOCALS>,
     pending: ArrayVec<Pending, MAX_PENDING>,
     error: Option<EmitError>,
-    /// The first few 32-bit displacements to helpers that were known: where each is, and the address it leads to.
-    pub branches: ArrayVec<(usize, u64), MAX_BRANCHES>,
 }
 
 impl<'a> SlotSink<'a> {
     pub fn new(buf: &'a mut [u8], va: u64, helpers: Targets) -> Self {
-        Self {
-            buf,
-            va,
-            len: 0,
-            helpers,
-            locals: ArrayVec::new(),
-            pending: ArrayVec::new(),
-            error: None,
-            branches: ArrayVec::new(),
-        }
+        Self { buf, va, len: 0, helpers, locals: ArrayVec::new(), pending: ArrayVec::new(), error: None }
     }
 
     /// The length, or the first thing that went wrong.
-    pub fn finish(self) -> Result<usize, EmitError> {
+    pub fn finish(&self) -> Result<usize, EmitError> {
         match (self.error, self.pending.first()) {
             (Some(error), _) => Err(error),
             (None, Some(pending)) => Err(EmitError::Label { label: pending.label.name() }),
@@ -107,8 +109,8 @@ impl<'a> SlotSink<'a> {
 
     #[inline]
     fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
-        if let Some(room) = self.buf.get_mut(at..at + N) {
-            room.copy_from_slice(&bytes);
+        if let Some(room) = self.buf.get_mut(at..).and_then(|room| room.first_chunk_mut()) {
+            *room = bytes;
         }
     }
 
@@ -151,8 +153,8 @@ impl CodeSink for SlotSink<'_> {
 
     #[inline(always)]
     fn extend(&mut self, bytes: &[u8]) {
-        if let Some(room) = self.buf.get_mut(self.len..self.len + bytes.len()) {
-            room.copy_from_slice(bytes);
+        if let Some(room) = self.buf.get_mut(self.len..).and_then(|room| room.get_mut(..bytes.len())) {
+            room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         }
         self.len += bytes.len();
     }
@@ -166,7 +168,10 @@ impl CodeSink for SlotSink<'_> {
     }
 
     fn dynamic_label(&mut self, helper: Helper) {
-        self.helpers[helper as usize] = Some(self.settle(Label::Helper(helper)));
+        let here = self.settle(Label::Helper(helper));
+        if let Some(target) = self.helpers.get_mut(helper as usize) {
+            *target = Some(here);
+        }
     }
 
     fn forward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
@@ -182,12 +187,7 @@ impl CodeSink for SlotSink<'_> {
 
     #[inline]
     fn dynamic_reloc(&mut self, helper: Helper, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        let known = self.helpers[helper as usize];
-        if let Some(target) = known
-            && !self.branches.is_full()
-        {
-            self.branches.push((self.len - usize::from(field_offset), target));
-        }
+        let known = self.helpers.get(helper as usize).copied().flatten();
         self.reloc(Label::Helper(helper), known, target_offset, (field_offset, ref_offset), kind);
     }
 }

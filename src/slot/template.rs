@@ -2,58 +2,55 @@
 
 use arrayvec::ArrayVec;
 
-use super::sink::{MAX_BRANCHES, SlotSink, Targets};
-use super::{EmitError, room};
-use crate::stub::{StubStyle, emit_stub};
-use crate::{Helper, IoInsn, Ring, Width};
+use super::place::room;
+use super::sink::{SlotSink, Targets};
+use crate::stub::{StubStyle, emit_stub, form_at, write_form};
+use crate::{EmitError, IoInsn, Width};
 
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     style: StubStyle,
-    return_thunk: Option<u64>,
+    /// Where it would execute.
+    va: u64,
     code: ArrayVec<u8, { Self::ROOM }>,
-    /// Where the instruction's three bytes are.
-    io: usize,
-    /// Where displacements to helpers are, and the addresses they lead to.
-    branches: ArrayVec<(usize, u64), MAX_BRANCHES>,
+    /// Where the bytes are that the form decides.
+    form_at: usize,
+    /// Where displacements to helpers end.
+    branches: ArrayVec<usize, 4>,
 }
 
 impl Template {
-    /// The longest stub without a quirk, hardened, is shorter.
-    const ROOM: usize = 192;
+    /// The longest stub without a quirk, hardened, is shorter, unless registers lie more than 127 bytes from the pointer.
+    const ROOM: usize = 256;
 
     /// Emits the stub next to the helpers. `None` if that cannot be: emitting a real one will say why.
-    pub fn new(style: &StubStyle, va: u64, targets: Targets) -> Option<Self> {
+    pub fn new(style: &StubStyle, va: u64, targets: &Targets) -> Option<Self> {
         let mut code = [0; Self::ROOM];
-        let mut sink = SlotSink::new(&mut code, va, targets);
+        let mut sink = SlotSink::new(&mut code, va, *targets);
         let shape = emit_stub(&mut sink, style, IoInsn::in_dx(Width::Byte), None);
-        let branches = sink.branches.clone();
         let len = sink.finish().ok()?;
-        let mut code = ArrayVec::from(code);
-        code.truncate(len);
-        let return_thunk = targets[Helper::ReturnThunk as usize];
-        (len <= Self::ROOM).then_some(Self { style: *style, return_thunk, code, io: shape.io.0, branches })
-    }
-
-    /// Whether a stub of this style looks like this.
-    pub fn is_for(&self, style: &StubStyle, return_thunk: Option<u64>) -> bool {
-        let ring = Ring::default(); // decides between variants of a quirk, and there is none here
-        StubStyle { ring, ..self.style } == StubStyle { ring, ..*style } && self.return_thunk == return_thunk
+        let code = code.get(..len)?.iter().copied().collect();
+        Some(Self { style: *style, va, code, form_at: form_at(style, &shape), branches: shape.branches().collect() })
     }
 
     /// Writes the stub of `insn` to be executed at `va`, or nothing.
     pub fn write(&self, slot: &mut [u8], va: u64, insn: IoInsn) -> Result<usize, EmitError> {
-        let mut displacements = ArrayVec::<_, MAX_BRANCHES>::new();
-        for &(field, target) in &self.branches {
-            let displacement = target.wrapping_sub(va.wrapping_add(field as u64 + 4)) as i64;
+        let mut fields = ArrayVec::<(usize, i32), 4>::new();
+        for end in &self.branches {
+            let at = end.saturating_sub(4);
+            let field = self.code.get(at..).and_then(|field| field.first_chunk()).copied().unwrap_or_default();
+            let target = self.va.wrapping_add_signed(i32::from_le_bytes(field).into());
+            let displacement = target.wrapping_sub(va) as i64;
             let fits = i32::try_from(displacement).map_err(|_| EmitError::HelperOutOfRange { displacement })?;
-            displacements.push((field, fits));
+            let _ = fields.try_push((at, fits)); // as many fit as there are branches
         }
         let slot = room(slot, va, self.code.len())?;
-        slot.copy_from_slice(&self.code);
-        slot[self.io..][..3].copy_from_slice(&insn.encode_padded());
-        for (field, displacement) in displacements {
-            slot[field..][..4].copy_from_slice(&displacement.to_le_bytes());
+        slot.iter_mut().zip(&self.code).for_each(|(to, from)| *to = *from);
+        write_form(&self.style, insn, slot.get_mut(self.form_at..).unwrap_or_default());
+        for (at, displacement) in fields {
+            if let Some(field) = slot.get_mut(at..).and_then(|field| field.first_chunk_mut()) {
+                *field = displacement.to_le_bytes();
+            }
         }
         Ok(slot.len())
     }
@@ -61,34 +58,33 @@ impl Template {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Helpers, SlotOptions, checked_stub, emit_checked, emit_stub_with, with_thunk};
-    use super::*;
-    use crate::StubLayout;
+    use super::super::{Helpers, emit_checked, emit_stub as emit_into, emit_stubs};
+    use crate::{EmitOptions, IoInsn, RegisterFile, StubLayout};
 
     /// A stub copied from the template is the one that the emitter makes, and refused where that is, in the same words.
     #[test]
     fn the_template_is_the_emitters_stub() {
         let near = 1 << 40;
-        for layout in StubLayout::ALL.iter().copied() {
-            for bits in 0..8 {
-                let options = SlotOptions {
-                    endbr64: bits & 1 != 0,
-                    int3: bits & 2 != 0,
-                    return_thunk: (bits & 4 != 0).then_some(near - 0x1_0000),
-                    ..SlotOptions::default()
-                };
-                let helpers = Helpers::emit_with(&mut [0; Helpers::MAX_LEN], near, layout, &options).unwrap();
-                assert!(helpers.template.as_ref().unwrap().is_for(&options.style(layout), options.return_thunk));
+        for &layout in StubLayout::ALL {
+            for bits in 0..16 {
+                let options = EmitOptions::new()
+                    .layout(layout)
+                    .endbr64(bits & 1 != 0)
+                    .int3(bits & 2 != 0)
+                    .return_thunk((bits & 4 != 0).then_some(near - 0x1_0000))
+                    .registers(if bits & 8 != 0 { RegisterFile::PT_REGS } else { RegisterFile::GPRS });
+                let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], near, &options).unwrap();
+                assert!(helpers.template.is_some());
                 let addresses = [(near + 0x2340, 256), (near, 5), (1 << 41, 256), (u64::MAX - 4, 256), (0, 256)];
                 for ((va, len), insn) in
                     addresses.into_iter().flat_map(|at| IoInsn::in_out().map(move |insn| (at, insn)))
                 {
                     let (mut copied, mut emitted) = ([0; 256], [0; 256]);
-                    let copy = emit_stub_with(&mut copied[..len], va, insn, &helpers, &options);
-                    let emit = emit_checked(&mut emitted[..len], va, with_thunk(helpers.targets, &options), |sink| {
-                        checked_stub(sink, insn, &helpers, &options)
+                    let copy = emit_into(&mut copied[..len], va, insn, &helpers);
+                    let emit = emit_checked(&mut emitted[..len], va, helpers.targets, |sink| {
+                        emit_stubs(sink, insn, &helpers, |_, _| ())
                     });
-                    assert_eq!(copy, emit.map(|(_, len)| len), "{layout:?} {insn} {options:?} at {va:#x}");
+                    assert_eq!(copy, emit, "{layout:?} {insn} {options:?} at {va:#x}");
                     assert_eq!(copied, emitted, "{layout:?} {insn} {options:?} at {va:#x}");
                 }
             }

@@ -2,39 +2,120 @@
 
 use dynasm::dynasm;
 
-use super::payload::{Payload, StackMap, emit_access};
+use super::payload::{Accesses, Marks, Payload, PayloadProblem, emit_access};
+use super::sink::Counter;
 use super::{CodeSink, Helper, StubLayout, StubStyle};
-use crate::helpers::{emit_epilogue, emit_loads, emit_prologue, emit_return, emit_saves, emit_stop};
-use crate::{IoInsn, Quirk};
+use crate::IoInsn;
+use crate::helpers::{Landing, emit_epilogue, emit_loads, emit_prologue, emit_return, emit_saves, emit_stop};
 
-/// Where the parts of an emitted stub are, as offsets from its first byte: what it takes to resume past a fault.
-#[derive(Clone, Copy, Debug, Default)]
+/// Where the parts of an emitted stub are, as offsets from its first byte: what it takes to resume past a fault, and to
+/// copy the stub.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct StubShape {
     /// Length of the stub.
     pub len: usize,
     /// Where `<io>` starts and ends.
     pub io: (usize, usize),
-    /// The stub's own epilogue; `None` where it is in a helper.
-    pub epilogue: Option<usize>,
-    /// How much the payload has pushed, instruction by instruction.
-    pub stack: StackMap,
+    /// What is in it.
+    pub marks: Marks,
+    /// Whether it is of INS or OUTS.
+    pub is_string: bool,
+    /// Why a quirk's payload is refused.
+    pub problem: Option<PayloadProblem>,
 }
 
 impl StubShape {
-    /// If a fault at `offset` within the stub is one of the I/O's own: by how many bytes RSP has to be raised there for
-    /// the epilogue to find its frame.
-    pub fn rsp_adjust(&self, layout: StubLayout, offset: usize) -> Option<u8> {
-        (self.io.0..self.io.1).contains(&offset).then(|| layout.depth_at_io() + self.stack.depth_at(offset - self.io.0))
+    /// If a fault at `offset` within the stub is one of the I/O's own: where it lands.
+    pub fn landing(&self, offset: usize) -> Option<Landing> {
+        let within = offset.checked_sub(self.io.0).filter(|_| offset < self.io.1)?;
+        Some(match self.marks.landing(within) {
+            Landing::Plain(0) if self.is_string => Landing::String,
+            landing => landing,
+        })
+    }
+
+    /// The instructions at which an access can fault.
+    pub fn accesses(&self) -> impl Iterator<Item = usize> {
+        self.marks.accesses().map(|offset| self.io.0 + offset)
+    }
+
+    /// Ends of the 32-bit displacements to helpers.
+    pub fn branches(&self) -> impl Iterator<Item = usize> {
+        self.marks.branches().map(|offset| self.io.0 + offset)
     }
 }
 
-/// Emits one stub for `insn`, or for what `quirk` puts in its place.
-pub(crate) fn emit_stub<S: CodeSink>(ops: &mut S, style: &StubStyle, insn: IoInsn, quirk: Option<&Quirk>) -> StubShape {
-    let start = ops.offset();
-    let StubStyle { layout, returns, .. } = *style;
-    if style.endbr64 {
-        ops.extend(&[0xf3, 0x0f, 0x1e, 0xfa]); // endbr64: dynasm knows no such mnemonic
+/// What a quirk puts in the place of the instruction.
+pub(crate) trait Body {
+    /// The port that it is for.
+    fn port(&self) -> u16;
+
+    /// Emits it, in the place of `insn`.
+    fn emit(&self, payload: &mut Payload<'_>, insn: IoInsn);
+
+    /// What it has on the stack and which accesses it makes, without code.
+    fn survey(&self, style: &StubStyle, insn: IoInsn) -> (Marks, Accesses, Option<PayloadProblem>)
+    where
+        Self: Sized,
+    {
+        let mut nowhere = Counter::default();
+        let mut payload = Payload::new(&mut nowhere, style, self.port());
+        self.emit(&mut payload, insn);
+        payload.finish()
     }
+}
+
+/// Emits one stub for `insn`, or for what a quirk puts in its place.
+pub(crate) fn emit_stub<S: CodeSink>(
+    ops: &mut S,
+    style: &StubStyle,
+    insn: IoInsn,
+    body: Option<&dyn Body>,
+) -> StubShape {
+    let start = ops.offset();
+    if style.endbr64 {
+        emit_endbr64(ops);
+    }
+    let is_string = body.is_none() && insn.is_string();
+    if is_string {
+        emit_direction(ops, style);
+    }
+    StubShape { is_string, ..emit_switch(ops, style, insn, body, start) }
+}
+
+/// ENDBR64, of which dynasm does not know. Its bytes are put together here: standing in this crate's own code as they
+/// are, they would be a landing pad for an indirect branch.
+pub(crate) fn emit_endbr64<S: CodeSink + ?Sized>(ops: &mut S) {
+    let complement = core::hint::black_box([0x0c_u8, 0xf0, 0xe1, 0x05]);
+    complement.into_iter().for_each(|byte| ops.push(!byte));
+}
+
+/// What INS and OUTS have in front of the stub. They run with DF clear; a caller whose DF is set, which the psABI forbids, gets
+/// it back set, after a fault too.
+fn emit_direction<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle) {
+    const DF_IN_AH: i8 = 1 << 2;
+    dynasm!(ops ; .arch x64
+        ; pushfq
+        ; pop rax
+        ; test ah, BYTE DF_IN_AH
+        ; jz BYTE >ioemul_forwards
+        ; cld
+        ; call >ioemul_forwards
+        ; std
+    );
+    emit_return(ops, style.returns);
+    dynasm!(ops ; .arch x64 ; ioemul_forwards:);
+}
+
+/// Registers in, `<io>`, registers out.
+fn emit_switch<S: CodeSink>(
+    ops: &mut S,
+    style: &StubStyle,
+    insn: IoInsn,
+    body: Option<&dyn Body>,
+    start: usize,
+) -> StubShape {
+    let StubStyle { layout, returns, ref registers, .. } = *style;
     match layout {
         StubLayout::CallRet => {
             emit_prologue(ops);
@@ -44,54 +125,64 @@ pub(crate) fn emit_stub<S: CodeSink>(ops: &mut S, style: &StubStyle, insn: IoIns
         StubLayout::Rop => dynasm!(ops ; .arch x64 ; call =>Helper::HostToGuest),
         StubLayout::Inline => {
             emit_prologue(ops);
-            emit_loads(ops);
+            emit_loads(ops, registers);
         }
     }
     let io = ops.offset();
-    let stack = match quirk {
-        None if !insn.is_string() => {
-            let mut stack = StackMap::default();
-            emit_access(ops, style, insn, &insn.encode_padded(), &mut stack, io);
-            stack
+    let (mut marks, problem) = match body {
+        None => {
+            let mut marks = Marks::default();
+            let (bytes, len) = padded(insn);
+            emit_access(ops, style, insn, bytes.get(..len).unwrap_or_default(), &mut marks, io);
+            (marks, None)
         }
-        _ => {
-            let mut payload = Payload::new(ops, style);
-            match quirk {
-                Some(quirk) => quirk.emit(&mut payload, style.ring),
-                None => payload.string(insn),
-            }
-            payload.finish()
+        Some(body) => {
+            let mut payload = Payload::new(ops, style, body.port());
+            body.emit(&mut payload, insn);
+            let (marks, _, problem) = payload.finish();
+            (marks, problem)
         }
     };
     let io_end = ops.offset();
-    let epilogue = match layout {
+    // The head's displacement ends where `<io>` begins.
+    if layout != StubLayout::Inline {
+        marks.branch(0);
+    }
+    match layout {
         StubLayout::CallRet => {
             dynasm!(ops ; .arch x64 ; call =>Helper::SaveGuestGprs);
-            let epilogue = ops.offset();
+            marks.branch(ops.offset() - io);
             emit_epilogue(ops, returns);
-            Some(epilogue)
         }
         StubLayout::Compact => {
             dynasm!(ops ; .arch x64 ; jmp =>Helper::LeaveGuest);
+            marks.branch(ops.offset() - io);
             emit_stop(ops, returns);
-            None
         }
-        StubLayout::Rop => {
-            emit_return(ops, returns);
-            None
-        }
+        StubLayout::Rop => emit_return(ops, returns),
         StubLayout::Inline => {
-            ops.extend(&[0xeb, 0x00]); // jmp short +0: the control transfer that an SMI may be waiting for
-            emit_saves(ops, 0);
-            let epilogue = ops.offset();
+            dynasm!(ops ; .arch x64
+                ; jmp BYTE >ioemul_transferred // the control transfer that an SMI may be waiting for
+                ; ioemul_transferred:
+            );
+            emit_saves(ops, registers, 0);
             emit_epilogue(ops, returns);
-            Some(epilogue)
         }
-    };
-    StubShape {
-        len: ops.offset() - start,
-        io: (io - start, io_end - start),
-        epilogue: epilogue.map(|at| at - start),
-        stack,
     }
+    if returns.thunk && layout != StubLayout::Compact {
+        marks.branch(ops.offset() - usize::from(returns.int3) - io);
+    }
+    StubShape { len: ops.offset() - start, io: (io - start, io_end - start), marks, is_string: false, problem }
+}
+
+/// The instruction as plain stubs hold it: IN and OUT in three bytes, INS and OUTS in four, whatever the form.
+fn padded(insn: IoInsn) -> ([u8; 4], usize) {
+    if !insn.is_string() {
+        let [prefix, opcode, last] = insn.encode_padded();
+        return ([prefix, opcode, last, 0], 3);
+    }
+    let (bytes, len) = insn.encode();
+    let mut padded = [0x90; 4];
+    padded.iter_mut().rev().zip(bytes.iter().take(len).rev()).for_each(|(to, from)| *to = *from);
+    (padded, 4)
 }

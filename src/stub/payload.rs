@@ -1,90 +1,158 @@
 //! What stands between the loads and the saves of a stub: the I/O instruction, or a quirk's sequence around it.
 
+use arrayvec::ArrayVec;
 use dynasm::dynasm;
 
-use super::style::{Backend, StubStyle};
+use super::style::{Backend, Ring, StubStyle};
 use super::{CodeSink, Helper};
-use crate::IoInsn;
+use crate::helpers::Landing;
+use crate::{IoInsn, PortAccess, PortOperand};
 
 /// The assembler handed to a quirk's payload: `dynasm!` writes to it, and I/O instructions go through [`Self::io`].
 ///
-/// The payload runs with the guest's registers loaded and must come to its end with RSP as it found it. It may use the
-/// stack (whatever it pushes, it says so with [`Self::pushed`] and [`Self::popped`], so that a fault in between can be
-/// resumed with RSP put right) but nothing below RSP, and local labels, but no global ones.
+/// The payload runs with the guest's registers and status flags loaded and must come to its end with RSP as it found it. It
+/// may use the stack (whatever it pushes, it says so with [`Self::pushed`] and [`Self::popped`], so that a fault in between
+/// finds the landing pad for that depth) but nothing below RSP, and local labels, but no global ones. Labels that start
+/// with `ioemul` are this crate's.
 pub struct Payload<'a> {
     ops: &'a mut dyn CodeSink,
     style: &'a StubStyle,
+    port: u16,
     start: usize,
-    stack: StackMap,
+    marks: Marks,
+    accesses: Accesses,
+    problem: Option<PayloadProblem>,
+}
+
+/// So many accesses can a payload make.
+const MAX_ACCESSES: usize = 8;
+
+/// The accesses of a payload, each once.
+pub(crate) type Accesses = ArrayVec<PortAccess, MAX_ACCESSES>;
+
+/// Why a payload is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PayloadProblem {
+    /// Pushes and pops do not cancel out, are not of whole words, or are too many to be recorded.
+    Unbalanced,
+    /// More than [`MAX_ACCESSES`].
+    TooManyAccesses,
+    /// INS or OUTS.
+    StringForm,
 }
 
 impl<'a> Payload<'a> {
-    pub(crate) fn new(ops: &'a mut dyn CodeSink, style: &'a StubStyle) -> Self {
+    /// The payload of a quirk on `port`, which DX names at its start if the instruction takes the port from there.
+    pub(crate) fn new(ops: &'a mut dyn CodeSink, style: &'a StubStyle, port: u16) -> Self {
         let start = ops.offset();
-        Self { ops, style, start, stack: StackMap::default() }
+        Self { ops, style, port, start, marks: Marks::default(), accesses: ArrayVec::new(), problem: None }
     }
 
-    pub(crate) fn finish(self) -> StackMap {
-        self.stack
+    pub(crate) fn finish(self) -> (Marks, Accesses, Option<PayloadProblem>) {
+        let problem = self.problem.or((!self.marks.is_balanced()).then_some(PayloadProblem::Unbalanced));
+        (self.marks, self.accesses, problem)
+    }
+
+    /// The privilege level that the payload will run at.
+    pub fn ring(&self) -> Ring {
+        self.style.ring
+    }
+
+    /// Whether the accesses are a [`SoftwareBus`](crate::SoftwareBus)'s: nothing happens there but in an access.
+    pub(crate) fn is_for_bus(&self) -> bool {
+        !matches!(self.style.backend, Backend::Hardware)
     }
 
     /// Emits an I/O instruction, in its shortest encoding. On a [`SoftwareBus`](crate::SoftwareBus) this is a call into
     /// the device model, in a benchmark table a no-op: a payload never writes the opcode itself.
+    ///
+    /// The access is recorded, and an emulator checks all of a quirk's accesses against its permissions before it makes
+    /// the first one. So that it reaches no other port than it says, one through DX is made only if DX names the quirk's
+    /// port at that moment, whatever firmware or device have written there; otherwise it is passed over.
+    ///
+    /// INS and OUTS are refused: the pointers that they follow are the guest's.
     pub fn io(&mut self, insn: IoInsn) {
-        let (bytes, len) = insn.encode();
-        self.access(insn, &bytes[..len]);
+        let untouched = self.ops.offset() == self.start;
+        match insn.operand {
+            PortOperand::String { .. } => self.problem = self.problem.or(Some(PayloadProblem::StringForm)),
+            PortOperand::Dx if !untouched => self.guarded(insn),
+            _ => self.access(insn),
+        }
     }
 
-    /// INS and OUTS, in four bytes whatever the form, with DF clear; it is as it was afterwards.
-    pub(crate) fn string(&mut self, insn: IoInsn) {
-        const DF: i32 = 1 << 10;
+    /// The instruction, if DX names the port.
+    fn guarded(&mut self, insn: IoInsn) {
+        let port = self.port as i16;
         dynasm!(self ; .arch x64 ; pushfq);
         self.pushed(8);
-        dynasm!(self ; .arch x64 ; cld);
-        let (bytes, len) = insn.encode();
-        let mut padded = [0x90; IoInsn::MAX_ENCODED];
-        padded[IoInsn::MAX_ENCODED - len..].copy_from_slice(&bytes[..len]);
-        self.access(insn, &padded);
-        // The flags as the I/O left them, but for DF, which is the caller's. No register is free for this.
         dynasm!(self ; .arch x64
-            ; pushfq
-            ; test DWORD [BYTE rsp + 8], DF
-            ; jz BYTE >forward
-            ; or DWORD [rsp], DF
-            ; forward:
+            ; cmp dx, WORD port
+            ; jne BYTE >ioemul_elsewhere
             ; popfq
-            ; lea rsp, [BYTE rsp + 8]
         );
+        self.popped(8);
+        self.access(insn);
+        dynasm!(self ; .arch x64 ; jmp BYTE >ioemul_done ; ioemul_elsewhere:);
+        self.pushed(8);
+        dynasm!(self ; .arch x64 ; popfq ; ioemul_done:);
         self.popped(8);
     }
 
-    fn access(&mut self, insn: IoInsn, encoding: &[u8]) {
-        emit_access(self.ops, self.style, insn, encoding, &mut self.stack, self.start);
+    /// The instruction, whatever DX names: for who has just looked, or knows.
+    pub(crate) fn access(&mut self, insn: IoInsn) {
+        let port = match insn.operand {
+            PortOperand::Imm8(port) => port.into(),
+            _ => self.port,
+        };
+        let access = PortAccess { port, width: insn.width, direction: insn.direction, insn };
+        // A poll's access is one, however often it is made.
+        if !self.accesses.contains(&access) && self.accesses.try_push(access).is_err() {
+            self.problem = self.problem.or(Some(PayloadProblem::TooManyAccesses));
+        }
+        let (bytes, len) = insn.encode();
+        let encoding = bytes.get(..len).unwrap_or_default();
+        emit_access(self.ops, self.style, insn, encoding, &mut self.marks, self.start);
     }
 
-    /// States that the instruction just emitted pushed `bytes` onto the stack.
+    /// States that the instruction just emitted pushed `bytes` onto the stack: whole words of 8.
     pub fn pushed(&mut self, bytes: u8) {
-        self.stack.change(self.ops.offset() - self.start, i16::from(bytes));
+        self.marks.change(self.ops.offset() - self.start, i16::from(bytes));
     }
 
     /// States that the instruction just emitted popped `bytes` off the stack.
     pub fn popped(&mut self, bytes: u8) {
-        self.stack.change(self.ops.offset() - self.start, -i16::from(bytes));
+        self.marks.change(self.ops.offset() - self.start, -i16::from(bytes));
+    }
+
+    /// `pushfq; cli`: faults will find the flags of before on the stack.
+    pub(crate) fn mask_interrupts(&mut self) {
+        dynasm!(self ; .arch x64 ; pushfq);
+        self.marks.masked = true;
+        self.pushed(8);
+        dynasm!(self ; .arch x64 ; cli);
+    }
+
+    /// `popfq`: the inverse.
+    pub(crate) fn unmask_interrupts(&mut self) {
+        dynasm!(self ; .arch x64 ; popfq);
+        self.marks.masked = false;
+        self.popped(8);
     }
 }
 
-/// Emits an access, or what the backend has in its place. `stack` is what has been pushed since `start`, where `<io>`
-/// begins.
-#[cfg_attr(not(feature = "std"), allow(unused_variables))] // only a bus asks which instruction it is, and how deep
+/// Emits an access, or what the backend has in its place. `marks` are relative to `start`, where `<io>` begins.
 #[inline]
 pub(crate) fn emit_access<S: CodeSink + ?Sized>(
     ops: &mut S,
     style: &StubStyle,
-    insn: IoInsn,
+    #[cfg_attr(not(feature = "std"), allow(unused_variables))] insn: IoInsn,
     encoding: &[u8],
-    stack: &mut StackMap,
+    marks: &mut Marks,
     start: usize,
 ) {
+    // What a fault's RIP is: the first byte that is not a no-op.
+    let padding = encoding.iter().take_while(|byte| **byte == 0x90).count();
+    marks.access(ops.offset() + padding - start);
     match style.backend {
         Backend::Hardware => ops.extend(encoding),
         #[cfg(feature = "std")]
@@ -96,11 +164,12 @@ pub(crate) fn emit_access<S: CodeSink + ?Sized>(
         }),
         #[cfg(feature = "std")]
         Backend::Bus => {
-            let depth = style.layout.depth_at_io() + stack.depth_at(ops.offset() - start);
+            let depth = style.layout.depth_at_io() + 8 * marks.words_at(ops.offset() - start);
             super::trampoline::emit_description(ops, insn, depth);
-            stack.change(ops.offset() - start, 8);
+            marks.change(ops.offset() - start, 8);
             super::trampoline::emit_call(ops);
-            stack.change(ops.offset() - start, -8);
+            marks.branch(ops.offset() - start - super::trampoline::BEHIND_CALL);
+            marks.change(ops.offset() - start, -8);
         }
     }
 }
@@ -135,24 +204,62 @@ impl CodeSink for Payload<'_> {
     }
 }
 
-/// How many bytes a payload has on the stack, by offset into the payload.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StackMap {
-    /// From this offset on, so many bytes. In the order of the offsets; the first `len` are in use.
-    offsets: [u16; Self::MAX],
-    depths: [u8; Self::MAX],
-    len: u8,
+/// What has to be known of `<io>` besides its bytes, by offset from its start.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Marks {
+    /// From this offset on, so many words are on the stack: in the order of the offsets.
+    depths: ArrayVec<(u16, u8), { Self::MAX_DEPTHS }>,
+    /// The instructions at which an access can fault.
+    accesses: ArrayVec<u16, MAX_ACCESSES>,
+    /// Ends of the 32-bit displacements to helpers.
+    branches: ArrayVec<u16, { Self::MAX_BRANCHES }>,
+    /// While the lowest word on the stack is the flags of before a CLI.
+    masked: bool,
     /// A push or pop that does not fit: the payload is refused.
     invalid: bool,
 }
 
-impl StackMap {
+impl Marks {
     /// A push and a pop for each access on a bus, and what a payload needs besides.
-    const MAX: usize = 16;
+    const MAX_DEPTHS: usize = 20;
+    /// A head and a tail, a trampoline, and a return thunk.
+    const MAX_BRANCHES: usize = 4;
+    /// In `depths`: interrupts are masked.
+    const MASKED: u8 = 0x80;
+    /// A word of head room: the depth in bytes is added to the layout's, and both have to fit a byte.
+    const MAX_WORDS: u8 = 30;
 
-    pub fn depth_at(&self, offset: usize) -> u8 {
-        let in_force = self.offsets[..usize::from(self.len)].iter().rposition(|from| usize::from(*from) <= offset);
-        in_force.map_or(0, |step| self.depths[step])
+    fn depth_at(&self, offset: usize) -> u8 {
+        self.depths.iter().rfind(|(from, _)| usize::from(*from) <= offset).map_or(0, |(_, depth)| *depth)
+    }
+
+    /// How many words are on the stack at the instruction at `offset`.
+    pub fn words_at(&self, offset: usize) -> u8 {
+        self.depth_at(offset) & !Self::MASKED
+    }
+
+    /// Where a fault at the instruction at `offset` lands.
+    pub fn landing(&self, offset: usize) -> Landing {
+        let words = self.words_at(offset);
+        match self.depth_at(offset) & Self::MASKED {
+            0 => Landing::Plain(words),
+            _ => Landing::Masked(words),
+        }
+    }
+
+    /// The landings at every depth.
+    pub fn landings(&self) -> impl Iterator<Item = Landing> {
+        self.depths.iter().map(|(offset, _)| self.landing((*offset).into()))
+    }
+
+    /// The instructions at which an access can fault.
+    pub fn accesses(&self) -> impl Iterator<Item = usize> {
+        self.accesses.iter().map(|offset| (*offset).into())
+    }
+
+    /// Ends of the 32-bit displacements to helpers.
+    pub fn branches(&self) -> impl Iterator<Item = usize> {
+        self.branches.iter().map(|offset| (*offset).into())
     }
 
     /// Whether every push and pop could be recorded, and they cancel out.
@@ -160,15 +267,24 @@ impl StackMap {
         !self.invalid && self.depth_at(usize::MAX) == 0
     }
 
-    fn change(&mut self, offset: usize, by: i16) {
-        let depth = u8::try_from(i16::from(self.depth_at(offset)) + by);
-        // A word of head room: the depth is added to the layout's, and both have to fit a byte.
-        match (usize::from(self.len), u16::try_from(offset), depth) {
-            (step @ 0..Self::MAX, Ok(offset), Ok(depth @ 0..=240)) => {
-                (self.offsets[step], self.depths[step]) = (offset, depth);
-                self.len += 1;
+    fn change(&mut self, offset: usize, bytes: i16) {
+        let words = i16::from(self.words_at(usize::MAX)) + bytes / 8;
+        match (u16::try_from(offset), u8::try_from(words), bytes % 8) {
+            (Ok(offset), Ok(words @ 0..=Self::MAX_WORDS), 0) => {
+                let depth = words | if self.masked { Self::MASKED } else { 0 };
+                self.invalid |= self.depths.try_push((offset, depth)).is_err();
             }
             _ => self.invalid = true,
         }
+    }
+
+    fn access(&mut self, offset: usize) {
+        let recorded = u16::try_from(offset).is_ok_and(|offset| self.accesses.try_push(offset).is_ok());
+        self.invalid |= !recorded;
+    }
+
+    pub fn branch(&mut self, offset: usize) {
+        // More than there is room for are in payloads only, which nobody copies.
+        let _ = u16::try_from(offset).map(|offset| self.branches.try_push(offset));
     }
 }

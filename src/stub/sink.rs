@@ -39,6 +39,11 @@ pub trait CodeSink {
         self.extend(&value.to_le_bytes());
     }
 
+    /// Appends a signed word, little-endian.
+    fn push_i16(&mut self, value: i16) {
+        self.extend(&value.to_le_bytes());
+    }
+
     /// Appends a signed doubleword, little-endian.
     fn push_i32(&mut self, value: i32) {
         self.extend(&value.to_le_bytes());
@@ -61,6 +66,8 @@ pub enum Helper {
     HostToGuest,
     /// The second one, which the stub's RET returns into.
     GuestToHost,
+    /// Where a stub goes on whose access faulted.
+    LandingPads,
     /// From a stub to a device model ([`SoftwareBus`](crate::SoftwareBus)).
     Trampoline,
     /// The host's return thunk, which is not of this crate.
@@ -69,13 +76,14 @@ pub enum Helper {
 
 impl Helper {
     /// All of them, in the order of their discriminants.
-    pub(crate) const ALL: [Helper; 8] = [
+    pub(crate) const ALL: [Helper; 9] = [
         Helper::LoadGuestGprs,
         Helper::SaveGuestGprs,
         Helper::EnterGuest,
         Helper::LeaveGuest,
         Helper::HostToGuest,
         Helper::GuestToHost,
+        Helper::LandingPads,
         Helper::Trampoline,
         Helper::ReturnThunk,
     ];
@@ -91,10 +99,31 @@ impl Helper {
             Helper::LeaveGuest => "leave_guest",
             Helper::HostToGuest => "host_to_guest",
             Helper::GuestToHost => "guest_to_host",
+            Helper::LandingPads => "landing_pads",
             Helper::Trampoline => "trampoline",
             Helper::ReturnThunk => "return_thunk",
         }
     }
+}
+
+/// Counts bytes, and resolves nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(usize);
+
+impl CodeSink for Counter {
+    fn offset(&self) -> usize {
+        self.0
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        self.0 += bytes.len();
+    }
+
+    fn local_label(&mut self, _: &'static str) {}
+    fn dynamic_label(&mut self, _: Helper) {}
+    fn forward_reloc(&mut self, _: &'static str, _: isize, _: u8, _: u8, _: u8) {}
+    fn backward_reloc(&mut self, _: &'static str, _: isize, _: u8, _: u8, _: u8) {}
+    fn dynamic_reloc(&mut self, _: Helper, _: isize, _: u8, _: u8, _: u8) {}
 }
 
 /// Any of dynasmrt's assemblers as a [`CodeSink`].

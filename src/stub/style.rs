@@ -1,6 +1,7 @@
 //! Everything that decides the bytes of a stub, but for the instruction.
 
 use super::StubLayout;
+use crate::RegisterFile;
 
 /// The privilege level that a stub will run at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -22,7 +23,7 @@ pub(crate) struct Returns {
     pub int3: bool,
 }
 
-/// What stands in the place of `<io>` when no quirk replaces it.
+/// What stands in the place of an I/O instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Backend {
     /// The instruction itself.
@@ -36,12 +37,26 @@ pub(crate) enum Backend {
     Bus,
 }
 
-/// Everything that decides a stub's bytes, but for the instruction.
+/// How stubs and helpers are to be; both have to be emitted in the same style.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StubStyle {
     pub layout: StubLayout,
     pub backend: Backend,
+    pub registers: RegisterFile,
     pub endbr64: bool,
     pub returns: Returns,
     pub ring: Ring,
+}
+
+impl StubStyle {
+    /// How many words a plain stub has on the stack at its access, beyond those of the layout.
+    pub fn words_at_access(&self) -> u8 {
+        match self.backend {
+            Backend::Hardware => 0,
+            #[cfg(feature = "std")]
+            Backend::Elided => 0,
+            #[cfg(feature = "std")]
+            Backend::Bus => 1, // the description, while the trampoline is called
+        }
+    }
 }

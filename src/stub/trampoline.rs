@@ -5,10 +5,9 @@
 
 use dynasm::dynasm;
 
-use crate::helpers::{RFLAGS, emit_register_loads, emit_register_stores};
-use crate::{AddressSize, Direction, IoInsn, PortOperand, Segment, Width};
-
 use super::{CodeSink, Helper};
+use crate::helpers::{emit_loads, emit_stores};
+use crate::{AddressSize, Direction, IoInsn, PortOperand, RegisterFile, Segment, Width};
 
 /// Emits the first half of what stands for an I/O instruction in a stub of a bus table: a push. The register file's
 /// address is `depth` bytes up the stack.
@@ -25,11 +24,14 @@ pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
     );
 }
 
-/// Emits the trampoline (see `bus.rs` for the frame; it starts with the address of the function to call).
+/// What [`emit_call`] puts behind the call, in bytes.
+pub(crate) const BEHIND_CALL: usize = 5;
+
+/// Emits the trampoline (see `bus/call.rs` for the frame; it starts with the address of the function to call).
 ///
 /// The stub pushed a description of the access and called; guest registers are live, the flags included. They go to the
 /// register file, the device model runs as an ordinary function on an aligned stack and works on that file, and what
-/// it left there is live when the stub goes on, status flags included (by SAHF: POPFQ would cost more than the rest).
+/// it left there is live when the stub goes on.
 ///
 /// ```text
 ///   BusFrame pointer      where the prologue pushed R12
@@ -40,17 +42,15 @@ pub(crate) fn emit_call<S: CodeSink + ?Sized>(ops: &mut S) {
 ///   return address        at the instruction behind the call
 /// ```
 pub(crate) fn emit_trampoline<S: CodeSink + ?Sized>(ops: &mut S) {
+    let file = &RegisterFile::GPRS;
     dynasm!(ops ; .arch x64
         ; =>Helper::Trampoline
-        ; pushfq
         ; push rdi
-        ; movzx edi, BYTE [BYTE rsp + 24 + DEPTH_BYTE]
-        ; mov rdi, [BYTE rsp + rdi + 32]
+        ; movzx edi, BYTE [BYTE rsp + 16 + DEPTH_BYTE]
+        ; mov rdi, [BYTE rsp + rdi + 24]
     );
-    emit_register_stores(ops);
+    emit_stores(ops, file);
     dynasm!(ops ; .arch x64
-        ; pop rax // the flags
-        ; mov [BYTE rdi + RFLAGS], rax
         ; mov edx, [BYTE rsp + 8] // the description
         ; movzx ecx, BYTE [BYTE rsp + 8 + DEPTH_BYTE]
         ; mov rsi, rdi
@@ -61,15 +61,8 @@ pub(crate) fn emit_trampoline<S: CodeSink + ?Sized>(ops: &mut S) {
         ; call QWORD [rdi]
         ; mov rsp, rbp
         ; mov rdi, rbx
-        ; mov rax, [BYTE rdi + RFLAGS]
-        ; mov ecx, eax
-        ; shr ecx, BYTE 11
-        ; and ecx, BYTE 1
-        ; add cl, BYTE 0x7f // overflows exactly when OF was set
-        ; mov ah, al // SF, ZF, AF, PF and CF, where SAHF wants them
-        ; sahf
     );
-    emit_register_loads(ops);
+    emit_loads(ops, file);
     dynasm!(ops ; .arch x64 ; ret);
 }
 
@@ -83,7 +76,7 @@ const STRING: u32 = 1 << 12;
 const REP: u32 = 1 << 13;
 const ADDR32: u32 = 1 << 14;
 
-const fn encode(insn: IoInsn, depth: u8) -> i32 {
+pub(crate) const fn encode(insn: IoInsn, depth: u8) -> i32 {
     let port = match insn.operand {
         PortOperand::Imm8(port) => port as u32,
         PortOperand::Dx => DX,

@@ -298,7 +298,7 @@ impl Record {
 
 impl Got<'_> {
     fn is_access_of(&self, record: &Record) -> bool {
-        let PortAccess { port, width, direction } = self.access;
+        let PortAccess { port, width, direction, .. } = self.access;
         (port, width, direction) == (record.port(), record.insn.width, record.insn.direction)
             && self.string.map(|len| len as u64) == record.requested()
     }
@@ -343,7 +343,7 @@ impl Got<'_> {
 }
 
 fn recorded_access(record: &Record) -> String {
-    let access = PortAccess { port: record.port(), width: record.insn.width, direction: record.insn.direction };
+    let access = PortAccess::of(record.insn, &record.before);
     format!("{} (`{}`)", describe(access, record.requested()), record.insn)
 }
 
@@ -352,7 +352,7 @@ fn describe(access: PortAccess, string: Option<u64>) -> String {
     let Some(len) = string else {
         return access.to_string();
     };
-    let PortAccess { port, width, direction } = access;
+    let PortAccess { port, width, direction, .. } = access;
     let (mnemonic, preposition) = match direction {
         Direction::In => ("INS", "from"),
         Direction::Out => ("OUTS", "to"),

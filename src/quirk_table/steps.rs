@@ -1,0 +1,162 @@
+//! What a quirk does, step by step: as machine code, and as the list of its accesses.
+
+use dynasm::dynasm;
+
+use crate::{CodeSink, IoInsn, Payload, Ring, Width};
+
+/// One step of a quirk. All registers are the guest's, and stay in view of the firmware, throughout.
+///
+/// Steps that look at something keep the flags as they are: at each access the device sees those that the one before
+/// has left. On a bus, where nothing happens but in an access, steps that only wait do nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// The guest's own instruction.
+    Access,
+    /// OUT of AL, as the access left it, to a port below 0x100.
+    OutAl {
+        /// The port.
+        port: u8,
+    },
+    /// IN of AL from the trigger's port, if DX still names it.
+    InAl,
+    /// IN of AL from the trigger's port until the bits in `mask` are clear. It ends as well when AL reads as 0xFF, which is what
+    /// a port without a device reads as, when DX no longer names the port, and after `limit` reads.
+    Poll {
+        /// The bits of AL.
+        mask: u8,
+        /// How many reads there are at most.
+        limit: u32,
+    },
+    /// The same without an end but the firmware's, in ring 0. In ring 3, where a wait must end, it is
+    /// [`Self::Poll`] with [`PROLIANT_POLL_LIMIT`](crate::PROLIANT_POLL_LIMIT).
+    PollUnbounded {
+        /// The bits of AL.
+        mask: u8,
+    },
+    /// Waits until CF is clear, or for `limit` looks at it.
+    WaitCarryClear {
+        /// How many looks there are at most.
+        limit: u32,
+    },
+    /// Waits for `count` turns of a loop.
+    Spin {
+        /// How many.
+        count: u32,
+    },
+}
+
+const IN: IoInsn = IoInsn::in_dx(Width::Byte);
+
+/// Emits the steps in place of `insn`.
+pub(super) fn emit(payload: &mut Payload<'_>, steps: &[Step], interrupts_off: bool, insn: IoInsn, port: u16) {
+    let interrupts_off = interrupts_off && payload.ring() == Ring::Zero;
+    if interrupts_off {
+        payload.mask_interrupts();
+    }
+    for step in steps {
+        match *step {
+            Step::Access => payload.access(insn),
+            Step::OutAl { port } => payload.access(IoInsn::out_imm8(Width::Byte, port)),
+            Step::InAl => payload.io(IN),
+            Step::Poll { mask, limit } => poll(payload, mask, limit, port),
+            Step::PollUnbounded { mask } => match payload.ring() {
+                Ring::Zero => poll_unbounded(payload, mask),
+                Ring::Three => poll(payload, mask, crate::PROLIANT_POLL_LIMIT, port),
+            },
+            Step::WaitCarryClear { limit } => wait_carry_clear(payload, limit),
+            Step::Spin { count } => spin(payload, count),
+        }
+    }
+    if interrupts_off {
+        payload.unmask_interrupts();
+    }
+}
+
+/// Reads DX until the bits are clear. The count is on the stack, and the flags above it while something is looked at.
+fn poll(payload: &mut Payload<'_>, mask: u8, limit: u32, port: u16) {
+    let (mask, limit, port) = (mask as i8, limit.max(1) as i32, port as i16);
+    dynasm!(payload ; .arch x64 ; push DWORD limit);
+    payload.pushed(8);
+    dynasm!(payload ; .arch x64 ; pushfq);
+    payload.pushed(8);
+    dynasm!(payload ; .arch x64
+        ; ioemul_again:
+        ; cmp dx, WORD port
+        ; jne BYTE >ioemul_ready
+        ; popfq
+    );
+    payload.popped(8);
+    payload.access(IN);
+    dynasm!(payload ; .arch x64 ; pushfq);
+    payload.pushed(8);
+    dynasm!(payload ; .arch x64
+        ; cmp al, BYTE -1 // nobody there
+        ; je BYTE >ioemul_ready
+        ; test al, BYTE mask
+        ; jz BYTE >ioemul_ready
+        ; dec DWORD [BYTE rsp + 8]
+        ; jnz BYTE <ioemul_again
+        ; ioemul_ready:
+        ; popfq
+    );
+    payload.popped(8);
+    dynasm!(payload ; .arch x64 ; lea rsp, [BYTE rsp + 8]);
+    payload.popped(8);
+}
+
+fn poll_unbounded(payload: &mut Payload<'_>, mask: u8) {
+    let mask = mask as i8;
+    dynasm!(payload ; .arch x64 ; ioemul_again:);
+    payload.access(IN);
+    dynasm!(payload ; .arch x64 ; test al, BYTE mask ; jnz BYTE <ioemul_again);
+}
+
+/// An SMI may come at any turn and clear CF: it is live throughout, the other flags are kept on the stack. (DEC leaves CF
+/// alone.)
+fn wait_carry_clear(payload: &mut Payload<'_>, limit: u32) {
+    keep_flags(payload, limit);
+    dynasm!(payload ; .arch x64
+        ; ioemul_again:
+        ; jnc BYTE >ioemul_clear
+        ; dec DWORD [BYTE rsp + 8]
+        ; jnz BYTE <ioemul_again
+        ; ioemul_clear:
+    );
+    give_flags_back(payload);
+}
+
+fn spin(payload: &mut Payload<'_>, count: u32) {
+    keep_flags(payload, count);
+    dynasm!(payload ; .arch x64
+        ; ioemul_again:
+        ; dec DWORD [BYTE rsp + 8]
+        ; jnz BYTE <ioemul_again
+    );
+    give_flags_back(payload);
+}
+
+/// A count, and the flags above it.
+fn keep_flags(payload: &mut Payload<'_>, count: u32) {
+    let count = if payload.is_for_bus() { 1 } else { count.max(1) as i32 };
+    dynasm!(payload ; .arch x64 ; push DWORD count);
+    payload.pushed(8);
+    dynasm!(payload ; .arch x64 ; pushfq);
+    payload.pushed(8);
+}
+
+/// CF as it is now, the other flags as they were kept.
+fn give_flags_back(payload: &mut Payload<'_>) {
+    dynasm!(payload ; .arch x64
+        ; jc BYTE >ioemul_set
+        ; and DWORD [rsp], BYTE -2
+        ; jmp BYTE >ioemul_composed
+        ; ioemul_set:
+        ; or DWORD [rsp], BYTE 1
+        ; ioemul_composed:
+        ; popfq
+    );
+    payload.popped(8);
+    dynasm!(payload ; .arch x64 ; lea rsp, [BYTE rsp + 8]);
+    payload.popped(8);
+}
