@@ -82,15 +82,20 @@ fn ports_of(access: PortAccess) -> RangeInclusive<u16> {
 /// What the devices' tests share: accesses without a bus in between.
 #[cfg(test)]
 pub(crate) mod testing {
-    use crate::{Direction, Gprs, PortAccess, PortDevice, Width};
+    use crate::{Gprs, IoInsn, PortAccess, PortDevice, Width};
+
+    /// An access through DX.
+    pub fn access(port: u16, insn: IoInsn) -> PortAccess {
+        PortAccess::of(insn, &Gprs { rdx: port.into(), ..Gprs::default() })
+    }
 
     /// An IN from `port`.
     pub fn read(device: &mut impl PortDevice, port: u16, width: Width) -> u32 {
-        device.port_in(PortAccess { port, width, direction: Direction::In }, &mut Gprs::default())
+        device.port_in(access(port, IoInsn::in_dx(width)), &mut Gprs::default())
     }
 
     /// An OUT of `value` to `port`.
     pub fn write(device: &mut impl PortDevice, port: u16, width: Width, value: u32) {
-        device.port_out(PortAccess { port, width, direction: Direction::Out }, value, &mut Gprs::default());
+        device.port_out(access(port, IoInsn::out_dx(width)), value, &mut Gprs::default());
     }
 }

@@ -83,9 +83,9 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::Direction;
+    use crate::IoInsn;
     use crate::Width::{Byte, Word};
-    use crate::devices::testing::{read, write};
+    use crate::devices::testing::{access, read, write};
 
     #[test]
     fn a_command_byte_calls_the_firmware_with_the_status_byte() {
@@ -105,7 +105,7 @@ mod tests {
         let mut mailbox = SmmMailbox::new(|_, _, gprs| *gprs = Gprs::from_words(gprs.to_words().map(|word| !word)));
         let before = Gprs::from_words(core::array::from_fn(|index| index as u64));
         let mut gprs = before;
-        mailbox.port_out(PortAccess { port: 0xb2, width: Byte, direction: Direction::Out }, 1, &mut gprs);
+        mailbox.port_out(access(0xb2, IoInsn::out_dx(Byte)), 1, &mut gprs);
         assert_eq!(gprs.to_words(), before.to_words().map(|word| !word));
     }
 }

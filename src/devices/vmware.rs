@@ -169,10 +169,10 @@ impl PortDevice for VmwareBackdoor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Direction;
+    use crate::{Direction, IoInsn};
 
     fn call(device: &mut VmwareBackdoor, direction: Direction, width: Width, gprs: Gprs) -> Gprs {
-        let access = PortAccess { port: 0x5658, width, direction };
+        let access = PortAccess { port: 0x5658, width, direction, insn: IoInsn::in_dx(width) };
         let mut after = gprs;
         match direction {
             Direction::In => after.rax = width.merge(gprs.rax, device.port_in(access, &mut after)),

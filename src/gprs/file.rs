@@ -148,7 +148,7 @@ mod tests {
             assert!(!RegisterFile::new(offsets, file.rflags).is_valid());
             assert!(!RegisterFile::new(file.offsets, Some(file.offsets[0] - 7)).is_valid());
         }
-        let far = core::array::from_fn(|index| i16::MIN + 4096 * index as i16);
+        let far = core::array::from_fn(|index| (i32::from(i16::MIN) + 4096 * index as i32) as i16);
         assert!(RegisterFile::new(far, Some(i16::MAX)).is_valid());
         assert!(!RegisterFile::new(far, Some(i16::MIN)).is_valid());
     }
