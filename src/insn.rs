@@ -215,34 +215,31 @@ impl IoInsn {
     /// The instruction in its shortest encoding in 64-bit code: the bytes, of which the first so many count. (16-bit
     /// addresses cannot be expressed there; they are encoded as 32-bit ones.)
     pub const fn encode(self) -> ([u8; Self::MAX_ENCODED], usize) {
-        let (mut bytes, mut len) = ([0; Self::MAX_ENCODED], 0);
+        let mut code = Encoding { bytes: [0; Self::MAX_ENCODED], len: 0 };
         if let PortOperand::String { rep, address, segment } = self.operand {
-            let prefix = match (self.direction, segment) {
-                (Direction::In, _) | (_, Segment::Ds) => None,
-                (_, Segment::Es) => Some(0x26),
-                (_, Segment::Cs) => Some(0x2e),
-                (_, Segment::Ss) => Some(0x36),
-                (_, Segment::Fs) => Some(0x64),
-                (_, Segment::Gs) => Some(0x65),
-            };
-            if let Some(prefix) = prefix {
-                (bytes[len], len) = (prefix, len + 1);
+            match (self.direction, segment) {
+                (Direction::In, _) | (_, Segment::Ds) => {}
+                (_, Segment::Es) => code.push(0x26),
+                (_, Segment::Cs) => code.push(0x2e),
+                (_, Segment::Ss) => code.push(0x36),
+                (_, Segment::Fs) => code.push(0x64),
+                (_, Segment::Gs) => code.push(0x65),
             }
             if !matches!(address, AddressSize::Bits64) {
-                (bytes[len], len) = (0x67, len + 1);
+                code.push(0x67);
             }
             if rep {
-                (bytes[len], len) = (0xf3, len + 1);
+                code.push(0xf3);
             }
         }
         if let Width::Word = self.width {
-            (bytes[len], len) = (0x66, len + 1);
+            code.push(0x66);
         }
-        (bytes[len], len) = (self.opcode(), len + 1);
+        code.push(self.opcode());
         if let PortOperand::Imm8(port) = self.operand {
-            (bytes[len], len) = (port, len + 1);
+            code.push(port);
         }
-        (bytes, len)
+        (code.bytes, code.len)
     }
 
     /// IN and OUT as the stubs hold them: always three bytes, `90` or (16-bit) `66`, the opcode, and the port or `90`.
@@ -385,6 +382,22 @@ impl IoInsn {
                 let addr32 = matches!(address, AddressSize::Bits32);
                 Self::COUNT + (rep as usize + 2 * addr32 as usize) * 6 + kind
             }
+        }
+    }
+}
+
+/// An instruction in the making.
+struct Encoding {
+    bytes: [u8; IoInsn::MAX_ENCODED],
+    len: usize,
+}
+
+impl Encoding {
+    const fn push(&mut self, byte: u8) {
+        // Four prefixes and an opcode: no form has more.
+        if self.len < self.bytes.len() {
+            self.bytes[self.len] = byte;
+            self.len += 1;
         }
     }
 }

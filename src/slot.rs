@@ -30,7 +30,7 @@ use arrayvec::ArrayVec;
 use dynasm::dynasm;
 
 use crate::helpers::{Pads, emit_helpers, emit_pads};
-use crate::stub::{CodeSink, Helper, StubLayout, StubShape, StubStyle, emit_endbr64, emit_stub as emit};
+use crate::stub::{CodeSink, Helper, StubLayout, StubShape, StubStyle, as_many_as_fit, emit_endbr64, emit_stub as emit};
 use crate::{EmitError, EmitOptions, IoInsn, PortOperand, Quirk, quirk_table};
 
 mod place;
@@ -74,7 +74,7 @@ impl Helpers {
             len: 0,
             targets: with_thunk(options.return_thunk),
             pads: Pads::default(),
-            quirks: options.quirks.iter().copied().collect(),
+            quirks: as_many_as_fit(options.quirks.iter().copied()),
             template: None,
         };
         let len = emit_checked(buf, va, with_thunk(options.return_thunk), |sink| {

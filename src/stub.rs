@@ -25,3 +25,10 @@ pub use {
     sink::{CodeSink, Helper},
     style::Ring,
 };
+
+/// As many of these as there is room for: unlike `collect`, it cannot panic.
+pub(crate) fn as_many_as_fit<T, const N: usize>(items: impl IntoIterator<Item = T>) -> arrayvec::ArrayVec<T, N> {
+    let mut room = arrayvec::ArrayVec::new();
+    let _ = items.into_iter().try_for_each(|item| room.try_push(item));
+    room
+}

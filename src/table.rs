@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 
 use crate::quirk_table::{self, QuirkStub};
 use crate::slot::{SlotSink, Targets, room, with_thunk};
-use crate::stub::{Arena, Body, Copies, Helper, StubStyle};
+use crate::stub::{Arena, Body, Copies, Helper, StubStyle, as_many_as_fit};
 use crate::{EmitError, EmitOptions, Gprs, IoInsn, PortAccess, RegisterFile};
 
 /// The entry point of a stub: called with the address of a register file, of the structure that it was emitted for.
@@ -166,7 +166,7 @@ impl CodeTable {
     pub fn faults(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let quirks = self.quirks.iter().flat_map(|stub| {
             let at = stub.at as usize;
-            let offsets: ArrayVec<usize, 16> = stub.shape(&self.style).accesses().take(16).collect();
+            let offsets: ArrayVec<usize, 16> = as_many_as_fit(stub.shape(&self.style).accesses());
             offsets.into_iter().map(move |offset| at + offset)
         });
         let offsets = self.arena.string_accesses().chain(quirks).chain(self.arena.plain_accesses());

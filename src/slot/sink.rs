@@ -137,7 +137,7 @@ impl<'a> SlotSink<'a> {
         while let Some(&Pending { label: wanted, field, size, base }) = self.pending.get(at) {
             if wanted == label {
                 self.patch(field, size, base, target, label);
-                self.pending.swap_remove(at);
+                let _ = self.pending.swap_pop(at);
             } else {
                 at += 1;
             }

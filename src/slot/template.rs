@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use super::place::room;
 use super::sink::{SlotSink, Targets};
-use crate::stub::{StubStyle, emit_stub, form_at, write_form};
+use crate::stub::{StubStyle, as_many_as_fit, emit_stub, form_at, write_form};
 use crate::{EmitError, IoInsn, Width};
 
 #[derive(Clone, Debug)]
@@ -29,8 +29,8 @@ impl Template {
         let mut sink = SlotSink::new(&mut code, va, *targets);
         let shape = emit_stub(&mut sink, style, IoInsn::in_dx(Width::Byte), None);
         let len = sink.finish().ok()?;
-        let code = code.get(..len)?.iter().copied().collect();
-        Some(Self { style: *style, va, code, form_at: form_at(style, &shape), branches: shape.branches().collect() })
+        let code = as_many_as_fit(code.get(..len)?.iter().copied());
+        Some(Self { style: *style, va, code, form_at: form_at(style, &shape), branches: as_many_as_fit(shape.branches()) })
     }
 
     /// Writes the stub of `insn` to be executed at `va`, or nothing.

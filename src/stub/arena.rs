@@ -97,7 +97,7 @@ impl Arena {
         let shape = emit_stub(ops, style, IoInsn::in_dx(Width::Byte), None);
         pad(ops, origin);
         let stride = ops.offset() - origin - first;
-        let branches = shape.branches().collect();
+        let branches = super::as_many_as_fit(shape.branches());
         let copies = Copies { first, stride, form_at: form_at(style, &shape), branches, style: *style };
         let plain = Group { first, stride, count: IoInsn::COUNT, shape };
         (Self { pads, strings, plain }, copies)
