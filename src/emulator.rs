@@ -106,10 +106,8 @@ impl<E: Events> IoEmulator<E> {
         let native = self.native.as_ref().filter(|native| native.0.permits(port, width, direction));
         let on_bus = self.on_bus.as_ref().filter(|bus| bus.0.permits(port, width, direction));
         let (side, ports, quirk) = match (native, on_bus) {
-            (Some((ports, table)), _) => (Side::Hardware, ports, table.quirk(insn, gprs).map(|stub| &stub.quirk)),
-            (None, Some((ports, _, Stubs::Table(table)))) => {
-                (Side::Bus, ports, table.quirk(insn, gprs).map(|stub| &stub.quirk))
-            }
+            (Some((ports, table)), _) => (Side::Hardware, ports, table.quirk(insn, gprs)),
+            (None, Some((ports, _, Stubs::Table(table)))) => (Side::Bus, ports, table.quirk(insn, gprs)),
             (None, Some((ports, _, Stubs::Direct(quirks)))) => (Side::Bus, ports, direct_quirk(quirks, insn, gprs)),
             (None, None) => {
                 self.events.denied(attempt);

@@ -21,6 +21,7 @@
 //! What a previous handler does is its own affair. Rust's own, for one, sets the default action when it is shown a SIGSEGV
 //! that somebody sent with `kill`, and returns: from then on nobody recovers anything.
 
+use crate::QuirkTable;
 use crate::quirk_table::QuirkStub;
 use crate::stub::{Arena, StubStyle};
 
@@ -92,13 +93,17 @@ impl StubResult {
 pub(crate) struct FaultMap {
     pub arena: Arena,
     pub style: StubStyle,
-    pub quirks: Vec<QuirkStub>,
+    pub quirks: QuirkTable,
+    pub quirk_stubs: Vec<QuirkStub>,
 }
 
 impl FaultMap {
     /// The landing pad for a fault at the instruction `offset` bytes into the table: an offset again.
     pub fn fixup(&self, offset: usize) -> Option<usize> {
-        let quirk = || QuirkStub::landing(&self.quirks, &self.style, offset).map(|landing| self.arena.pad(landing));
+        let quirk = || {
+            let landing = QuirkStub::landing(&self.quirk_stubs, self.quirks.as_slice(), &self.style, offset);
+            landing.map(|landing| self.arena.pad(landing))
+        };
         self.arena.fixup(offset).or_else(quirk)
     }
 }

@@ -337,32 +337,41 @@ impl IoInsn {
     }
 
     /// Every form of IN and OUT, the six with DX first, then those with an immediate port.
-    pub fn in_out() -> impl Iterator<Item = IoInsn> {
-        let imm8 = Self::kinds().flat_map(|(direction, width)| {
-            (0..=u8::MAX).map(move |port| Self { direction, width, operand: PortOperand::Imm8(port) })
-        });
-        Self::kinds().map(|(direction, width)| Self { direction, width, operand: PortOperand::Dx }).chain(imm8)
+    pub fn in_out() -> impl Iterator<Item = IoInsn> + Clone {
+        (0..Self::COUNT).map(|index| {
+            let (kind, operand) = match index.checked_sub(6) {
+                None => (index, PortOperand::Dx),
+                Some(index) => (index / 256, PortOperand::Imm8(index as u8)),
+            };
+            let (direction, width) = Self::kind(kind);
+            Self { direction, width, operand }
+        })
     }
 
     /// Every form of INS and OUTS that has a stub: six instructions, with and without REP, with addresses of 64 and of 32
     /// bits, no segment override.
-    pub fn strings() -> impl Iterator<Item = IoInsn> {
-        [AddressSize::Bits64, AddressSize::Bits32].into_iter().flat_map(|address| {
-            [false, true].into_iter().flat_map(move |rep| {
-                Self::kinds().map(move |(direction, width)| Self::string(direction, width, rep, address))
-            })
+    pub fn strings() -> impl Iterator<Item = IoInsn> + Clone {
+        (0..Self::STRING_COUNT).map(|index| {
+            let (direction, width) = Self::kind(index % 6);
+            let address = if index / 12 == 0 { AddressSize::Bits64 } else { AddressSize::Bits32 };
+            Self::string(direction, width, index / 6 % 2 == 1, address)
         })
     }
 
     /// [`Self::in_out`], then [`Self::strings`]: in the order of [`Self::index`].
-    pub fn all() -> impl Iterator<Item = IoInsn> {
+    pub fn all() -> impl Iterator<Item = IoInsn> + Clone {
         Self::in_out().chain(Self::strings())
     }
 
-    fn kinds() -> impl Iterator<Item = (Direction, Width)> {
-        [Direction::In, Direction::Out]
-            .into_iter()
-            .flat_map(|direction| Width::ALL.iter().copied().map(move |width| (direction, width)))
+    /// IN, then OUT, each by width: from 0 to 5.
+    const fn kind(kind: usize) -> (Direction, Width) {
+        let direction = if kind < 3 { Direction::In } else { Direction::Out };
+        let width = match kind % 3 {
+            0 => Width::Byte,
+            1 => Width::Word,
+            _ => Width::Dword,
+        };
+        (direction, width)
     }
 
     /// The position of its stub: in [`Self::in_out`], and from [`Self::COUNT`] on in [`Self::strings`].

@@ -17,9 +17,9 @@ use crate::emission::check_registers;
 use crate::error::BuildError;
 use crate::fault::{FaultMap, Registration, StubResult};
 use crate::quirk_table::{self, QuirkStub};
-use crate::stub::{Arena, Backend, Body, DynasmSink, StubStyle};
+use crate::stub::{Arena, Backend, DynasmSink, StubStyle};
 use crate::{
-    DmiIdentity, EmitError, Gprs, Helper, IoFault, IoInsn, QuirkTable, RegisterFile, Ring, StubFn, StubLayout,
+    DmiIdentity, EmitError, Gprs, Helper, IoFault, IoInsn, Quirk, QuirkTable, RegisterFile, Ring, StubFn, StubLayout,
 };
 
 /// All stubs of one layout, and those of its quirks. Immutable: `Send` and `Sync`.
@@ -41,7 +41,6 @@ pub struct StubTable {
     /// The bytes of `memory`, at hand: every access looks its stub up here. Never given out for longer than the table.
     code: &'static [u8],
     _memory: ExecutableBuffer,
-    quirks: QuirkTable,
 }
 
 impl StubTable {
@@ -92,22 +91,21 @@ impl StubTable {
     /// The stub for an access with these registers: that of the first quirk that takes it, else the plain one.
     #[inline]
     pub fn resolve(&self, insn: IoInsn, gprs: &Gprs) -> Stub<'_> {
-        match self.quirk(insn, gprs) {
-            Some(stub) => self.stub_of(stub),
+        match self.quirk_stub(insn, gprs) {
+            Some((stub, _)) => self.stub_at(stub.at as usize, stub.len.into()),
             None => self.stub(insn),
         }
     }
 
     /// The first quirk that takes the access.
     #[inline]
-    pub(crate) fn quirk(&self, insn: IoInsn, gprs: &Gprs) -> Option<&QuirkStub> {
-        QuirkStub::resolve(&self.map.quirks, insn, gprs.rax, gprs.rdx)
+    pub(crate) fn quirk(&self, insn: IoInsn, gprs: &Gprs) -> Option<&Quirk> {
+        self.quirk_stub(insn, gprs).map(|(_, quirk)| quirk)
     }
 
-    /// A quirk's stub.
     #[inline]
-    pub(crate) fn stub_of(&self, stub: &QuirkStub) -> Stub<'_> {
-        self.stub_at(stub.at as usize, stub.len as usize)
+    fn quirk_stub(&self, insn: IoInsn, gprs: &Gprs) -> Option<(&QuirkStub, &Quirk)> {
+        QuirkStub::resolve(&self.map.quirk_stubs, self.map.quirks.as_slice(), insn, gprs.rax, gprs.rdx)
     }
 
     #[inline]
@@ -126,7 +124,7 @@ impl fmt::Debug for StubTable {
         f.debug_struct("StubTable")
             .field("layout", &self.map.style.layout)
             .field("code", &self.code.as_ptr_range())
-            .field("quirks", &self.quirks.as_slice().iter().map(crate::Quirk::name).collect::<Vec<_>>())
+            .field("quirks", &self.map.quirks.as_slice().iter().map(crate::Quirk::name).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }
@@ -207,21 +205,20 @@ impl StubTableBuilder {
         let Self { style, quirks, fault_recovery } = self;
         check_returns(style.layout, shadow_stack_is_active())?;
         check_registers(&style.registers)?;
-        let mut stubs: Vec<QuirkStub> = QuirkStub::of(quirks.as_slice()).collect();
+        let given = quirks.as_slice().len();
+        if given > u8::MAX.into() {
+            return Err(EmitError::TooManyQuirks { given, limit: u8::MAX.into() }.into());
+        }
+        let mut quirk_stubs = Vec::new();
         // Room for everything, so that nothing is copied on the way.
         let mut assembler = VecAssembler::<X64Relocation>::new_with_capacity(0, 16 << 10, 0, 0, Helper::COUNT, 0, 256);
         let mut sink = DynasmSink::new(&mut assembler, VecAssembler::new_dynamic_label);
-        let bodies = quirks
-            .as_slice()
-            .iter()
-            .flat_map(|quirk| quirk.trigger().forms().map(move |insn| (insn, quirk as &dyn Body)));
-        let (mut next, mut problem) = (stubs.iter_mut(), Ok(()));
+        let (mut arena, mut problem) = (Arena::default(), Ok(()));
         let depths = quirk_table::depths(&style, quirks.as_slice());
-        let (arena, copies) = Arena::emit(&mut sink, &style, depths, bodies, |at, shape| {
-            let Some(stub) = next.next() else { return };
-            (stub.at, stub.len) = (at as u32, shape.len as u32);
-            if let (Some(found), Ok(())) = (shape.problem, &problem) {
-                problem = Err(EmitError::payload(&stub.quirk, found));
+        arena.emit(&mut sink, &style, depths, quirks.as_slice(), &mut |index, insn, at, shape| {
+            quirk_stubs.push(QuirkStub::new(index, insn, at, shape));
+            if let (Some(found), Ok(()), Some(quirk)) = (shape.problem, &problem, quirks.as_slice().get(index)) {
+                problem = Err(EmitError::payload(quirk, found));
             }
         });
         problem?;
@@ -229,18 +226,18 @@ impl StubTableBuilder {
         let mut memory = MutableBuffer::new(arena.len()).map_err(BuildError::Memory)?;
         memory.set_len(arena.len());
         memory[..head.len()].copy_from_slice(&head);
-        assert!(copies.write(&mut memory), "the memory is as long as the table");
+        assert!(arena.write_copies(&style, &mut memory), "the memory is as long as the table");
         let memory = make_executable(memory)?;
         // SAFETY: the memory is unmapped when the table is dropped, and does not move before.
         let code: &'static [u8] = unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
         let recovers = fault_recovery && style.backend == Backend::Hardware;
-        let map = Box::new(FaultMap { arena, style, quirks: stubs });
+        let map = Box::new(FaultMap { arena, style, quirks, quirk_stubs });
         #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
         let registration = unsafe { Registration::new(code, &map, recovers) }.map_err(BuildError::SignalHandler)?;
         #[cfg(not(target_os = "linux"))]
         let (registration, _) = (Registration, recovers);
-        Ok(StubTable { _registration: registration, map, code, _memory: memory, quirks })
+        Ok(StubTable { _registration: registration, map, code, _memory: memory })
     }
 }
 

@@ -17,7 +17,7 @@
 #![allow(unsafe_code)] // `Quirk::new` takes machine code that nobody can check
 
 use crate::helpers::{Depths, Landing};
-use crate::stub::{Body, Counter, StubShape, StubStyle, emit_stub};
+use crate::stub::{Accesses, Body, Counter, Marks, StubShape, StubStyle, emit_stub};
 use crate::{Direction, IoInsn, Payload, PortAccess, PortOperand, Width};
 
 mod dmi_match;
@@ -110,11 +110,11 @@ impl Trigger {
     }
 
     /// Its forms: one or two.
-    pub fn forms(&self) -> impl Iterator<Item = IoInsn> + use<> {
+    pub fn forms(&self) -> [Option<IoInsn>; 2] {
         let Self { direction, width, form, port, .. } = *self;
         let dx = (form != TriggerForm::Imm8).then_some(PortOperand::Dx);
         let imm8 = u8::try_from(port).ok().filter(|_| form != TriggerForm::Dx).map(PortOperand::Imm8);
-        dx.into_iter().chain(imm8).map(move |operand| IoInsn { direction, width, operand })
+        [dx, imm8].map(|operand| operand.map(|operand| IoInsn { direction, width, operand }))
     }
 }
 
@@ -312,7 +312,8 @@ impl Quirk {
     /// assert_eq!(accesses.map(|access| access.port).collect::<Vec<_>>(), [0xb2, 0x84]);
     /// ```
     pub fn accesses(&self, insn: IoInsn) -> impl Iterator<Item = PortAccess> + use<> {
-        let (_, accesses, _) = self.survey(&StubStyle::default(), insn);
+        let mut accesses = Accesses::new();
+        self.survey(&StubStyle::default(), insn, &mut Marks::default(), Some(&mut accesses));
         accesses.into_iter()
     }
 }
@@ -320,6 +321,10 @@ impl Quirk {
 impl Body for Quirk {
     fn port(&self) -> u16 {
         self.trigger.port
+    }
+
+    fn forms(&self) -> [Option<IoInsn>; 2] {
+        self.trigger.forms()
     }
 
     fn emit(&self, payload: &mut Payload<'_>, insn: IoInsn) {
@@ -335,48 +340,67 @@ impl Body for Quirk {
 /// The stub of a quirk in a table: for one of the trigger's forms.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QuirkStub {
-    pub quirk: Quirk,
+    /// Which quirk, of the list that the table was emitted with.
+    pub index: u8,
     pub insn: IoInsn,
     /// First byte, as an offset from the table's.
     pub at: u32,
-    pub len: u32,
+    pub len: u16,
 }
 
 impl QuirkStub {
-    /// The stubs that quirks ask for, not placed yet.
-    pub fn of(quirks: &[Quirk]) -> impl Iterator<Item = QuirkStub> {
-        quirks.iter().flat_map(|&quirk| quirk.trigger.forms().map(move |insn| QuirkStub { quirk, insn, at: 0, len: 0 }))
+    /// What an arena says of a stub that it has placed.
+    pub fn new(index: usize, insn: IoInsn, at: usize, shape: &StubShape) -> Self {
+        // A table is far shorter than 4 GiB, and a list of quirks than 256: `EmitError::TooManyQuirks`.
+        Self { index: index as u8, insn, at: at as u32, len: shape.len }
     }
 
-    /// The first that takes the access.
+    /// Its quirk.
+    pub fn quirk<'q>(&self, quirks: &'q [Quirk]) -> Option<&'q Quirk> {
+        quirks.get(usize::from(self.index))
+    }
+
+    /// The first that takes the access, and its quirk.
     #[inline]
-    pub fn resolve(stubs: &[QuirkStub], insn: IoInsn, rax: u64, rdx: u64) -> Option<&QuirkStub> {
-        stubs.iter().find(|stub| stub.insn == insn && stub.quirk.applies(insn, rax, rdx))
+    pub fn resolve<'q>(
+        stubs: &'q [QuirkStub],
+        quirks: &'q [Quirk],
+        insn: IoInsn,
+        rax: u64,
+        rdx: u64,
+    ) -> Option<(&'q QuirkStub, &'q Quirk)> {
+        let of = |stub: &'q QuirkStub| Some((stub, stub.quirk(quirks).filter(|quirk| quirk.applies(insn, rax, rdx))?));
+        stubs.iter().filter(|stub| stub.insn == insn).find_map(of)
     }
 
     /// How it looks, emitted once more.
-    pub fn shape(&self, style: &StubStyle) -> StubShape {
-        emit_stub(&mut Counter::default(), style, self.insn, Some(&self.quirk))
+    pub fn shape(&self, quirks: &[Quirk], style: &StubStyle) -> Option<StubShape> {
+        Some(emit_stub(&mut Counter::default(), style, self.insn, Some(self.quirk(quirks)?)))
     }
 
     /// If a fault `offset` bytes into the table is in the I/O of one of these: where it lands.
-    pub fn landing(stubs: &[QuirkStub], style: &StubStyle, offset: usize) -> Option<Landing> {
+    pub fn landing(stubs: &[QuirkStub], quirks: &[Quirk], style: &StubStyle, offset: usize) -> Option<Landing> {
         stubs.iter().find_map(|stub| {
-            let within = offset.checked_sub(stub.at as usize).filter(|at| *at < stub.len as usize)?;
-            stub.shape(style).landing(within)
+            let within = offset.checked_sub(stub.at as usize).filter(|at| *at < stub.len.into())?;
+            stub.shape(quirks, style)?.landing(within)
         })
     }
 }
 
 /// How deep the quirks' accesses lie on the stack, and those of stubs without a quirk.
+#[inline(never)]
 pub(crate) fn depths(style: &StubStyle, quirks: &[Quirk]) -> Depths {
     let mut depths = Depths { plain: style.words_at_access(), masked: 0 };
-    for QuirkStub { quirk, insn, .. } in QuirkStub::of(quirks) {
-        for landing in quirk.survey(style, insn).0.landings() {
-            match landing {
-                Landing::Plain(words) => depths.plain = depths.plain.max(words),
-                Landing::Masked(words) => depths.masked = depths.masked.max(words),
-                Landing::String => {}
+    for quirk in quirks {
+        for insn in quirk.trigger.forms().into_iter().flatten() {
+            let mut marks = Marks::default();
+            quirk.survey(style, insn, &mut marks, None);
+            for landing in marks.landings() {
+                match landing {
+                    Landing::Plain(words) => depths.plain = depths.plain.max(words),
+                    Landing::Masked(words) => depths.masked = depths.masked.max(words),
+                    Landing::String => {}
+                }
             }
         }
     }

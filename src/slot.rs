@@ -30,7 +30,7 @@ use arrayvec::ArrayVec;
 use dynasm::dynasm;
 
 use crate::helpers::{Pads, emit_helpers, emit_pads};
-use crate::stub::{CodeSink, Helper, StubLayout, StubShape, StubStyle, as_many_as_fit, emit_endbr64, emit_stub as emit};
+use crate::stub::{CodeSink, Helper, StubLayout, StubShape, StubStyle, emit_endbr64, emit_stub as emit};
 use crate::{EmitError, EmitOptions, IoInsn, PortOperand, Quirk, quirk_table};
 
 mod place;
@@ -52,7 +52,7 @@ pub struct Helpers {
     pads: Pads,
     quirks: ArrayVec<Quirk, { EmitOptions::MAX_QUIRKS }>,
     /// The stub that all forms of IN and OUT have in common.
-    template: Option<Template>,
+    template: Template,
 }
 
 impl Helpers {
@@ -65,27 +65,14 @@ impl Helpers {
     ///
     /// See [`EmitError`]; the memory is then as it was.
     pub fn emit(buf: &mut [u8], va: u64, options: &EmitOptions<'_>) -> Result<Self, EmitError> {
-        options.check()?;
         let style = options.style();
-        let depths = quirk_table::depths(&style, options.quirks);
-        let mut helpers = Self {
-            style,
-            va,
-            len: 0,
-            targets: with_thunk(options.return_thunk),
-            pads: Pads::default(),
-            quirks: as_many_as_fit(options.quirks.iter().copied()),
-            template: None,
-        };
-        let len = emit_checked(buf, va, with_thunk(options.return_thunk), |sink| {
-            emit_helpers(sink, &style);
-            helpers.pads = emit_pads(sink, &style, depths);
-            helpers.targets = sink.helpers;
-            Ok(())
-        })?;
-        helpers.len = len;
-        helpers.template = Template::new(&style, va, &helpers.targets);
-        Ok(helpers)
+        options.check()?;
+        let (mut targets, mut template) = (with_thunk(options.return_thunk), Template::new(style, va));
+        let (len, pads) = emit_all(buf, va, options, &mut targets)?;
+        template.fill(&targets);
+        let mut quirks = ArrayVec::new_const();
+        let _ = options.quirks.iter().try_for_each(|quirk| quirks.try_push(*quirk)); // as many as there may be
+        Ok(Self { style, va, len, targets, pads, quirks, template })
     }
 
     /// The layout that these helpers are for.
@@ -116,6 +103,26 @@ impl Helpers {
     }
 }
 
+/// Emits helpers and landing pads; `targets` are told. (On a frame of its own, as a kernel's stack is small.)
+#[inline(never)]
+fn emit_all(
+    buf: &mut [u8],
+    va: u64,
+    options: &EmitOptions<'_>,
+    targets: &mut Targets,
+) -> Result<(usize, Pads), EmitError> {
+    let style = options.style();
+    let depths = quirk_table::depths(&style, options.quirks);
+    let (given, mut pads) = (*targets, Pads::default());
+    let len = emit_checked(buf, va, given, |sink| {
+        emit_helpers(sink, &style);
+        pads = emit_pads(sink, &style, depths);
+        *targets = sink.helpers;
+        Ok(())
+    })?;
+    Ok((len, pads))
+}
+
 /// Emits the stub of `insn` into `slot`, to be executed at `va` as a [`StubFn`](crate::StubFn), with the options of the helpers.
 /// Returns its length: 36 bytes for [`StubLayout::CallRet`], 13 for [`StubLayout::Compact`], 9 for [`StubLayout::Rop`].
 ///
@@ -129,13 +136,11 @@ impl Helpers {
 ///
 /// See [`EmitError`]; the slot is then as it was.
 pub fn emit_stub(slot: &mut [u8], va: u64, insn: IoInsn, helpers: &Helpers) -> Result<usize, EmitError> {
-    match &helpers.template {
-        // What a hypervisor with a slot for each CPU does for every access.
-        Some(template) if !insn.is_string() && helpers.quirks_of(insn).next().is_none() => {
-            template.write(slot, va, insn)
-        }
-        _ => emit_checked(slot, va, helpers.targets, |sink| emit_stubs(sink, insn, helpers, |_, _| ())),
+    // What a hypervisor with a slot for each CPU does for every access.
+    if helpers.template.is_there() && !insn.is_string() && helpers.quirks_of(insn).next().is_none() {
+        return helpers.template.write(slot, va, insn);
     }
+    emit_checked(slot, va, helpers.targets, |sink| emit_stubs(sink, insn, helpers, |_, _| ()))
 }
 
 /// Where a fault at `rip` resumes, for a stub that [`emit_stub`] emitted with these arguments: the address of a landing

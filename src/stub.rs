@@ -13,9 +13,9 @@ pub(crate) mod trampoline;
 #[cfg(feature = "std")]
 pub use sink::DynasmSink;
 pub(crate) use {
-    arena::{Arena, Copies, form_at, write_form},
+    arena::{Arena, form_at, write_form},
     emit::{Body, StubShape, emit_endbr64, emit_stub},
-    payload::PayloadProblem,
+    payload::{Accesses, Marks, PayloadProblem},
     sink::Counter,
     style::{Backend, Returns, StubStyle},
 };

@@ -7,10 +7,11 @@ use core::ptr;
 
 use arrayvec::ArrayVec;
 
+use crate::helpers::{Depths, emit_helpers, emit_pads};
 use crate::quirk_table::{self, QuirkStub};
 use crate::slot::{SlotSink, Targets, room, with_thunk};
-use crate::stub::{Arena, Body, Copies, Helper, StubStyle, as_many_as_fit};
-use crate::{EmitError, EmitOptions, Gprs, IoInsn, PortAccess, RegisterFile};
+use crate::stub::{Arena, Counter, Helper, StubStyle, as_many_as_fit};
+use crate::{EmitError, EmitOptions, Gprs, IoInsn, PortAccess, Quirk, RegisterFile};
 
 /// The entry point of a stub: called with the address of a register file, of the structure that it was emitted for.
 ///
@@ -38,8 +39,9 @@ pub struct CodeTable {
     va: u64,
     style: StubStyle,
     arena: Arena,
-    helpers: Targets,
-    quirks: ArrayVec<QuirkStub, { 2 * EmitOptions::MAX_QUIRKS }>,
+    return_thunk: Option<u64>,
+    quirks: ArrayVec<Quirk, { EmitOptions::MAX_QUIRKS }>,
+    quirk_stubs: QuirkStubs,
 }
 
 impl CodeTable {
@@ -51,8 +53,10 @@ impl CodeTable {
     /// ```
     pub fn size(options: &EmitOptions<'_>) -> usize {
         // A register file or a quirk that `emit` refuses has a size all the same.
-        let mut sink = SlotSink::new(&mut [], 0, with_thunk(options.return_thunk));
-        let (arena, _) = emit(&mut sink, options, |_, _, _| ());
+        let mut arena = Arena::default();
+        let (style, quirks) = (options.style(), options.quirks);
+        let depths = quirk_table::depths(&style, quirks);
+        arena.emit(&mut Counter::default(), &style, depths, quirks, &mut |_, _, _, _| ());
         arena.len()
     }
 
@@ -64,28 +68,16 @@ impl CodeTable {
     /// See [`EmitError`]; the memory is then as it was.
     pub fn emit(buf: &mut [u8], va: u64, options: &EmitOptions<'_>) -> Result<Self, EmitError> {
         options.check()?;
-        let targets = with_thunk(options.return_thunk);
-        let mut quirks = ArrayVec::new();
-        let mut problem = Ok(());
-        let mut sink = SlotSink::new(&mut [], va, targets);
-        let (arena, copies) = emit(&mut sink, options, |stub, at, shape| {
-            if let Some(found) = shape.problem {
-                problem = problem.and(Err(EmitError::payload(&stub.quirk, found)));
-            }
-            // Each of `MAX_QUIRKS` has two forms at most.
-            let _ = quirks.try_push(QuirkStub { at: at as u32, len: shape.len as u32, ..stub });
-        });
-        problem?;
-        sink.finish()?;
-        let room = room(buf, va, arena.len())?;
-        sink = SlotSink::new(room, va, targets);
-        let _as_before = emit(&mut sink, options, |_, _, _| ());
-        sink.finish()?;
-        let helpers = sink.helpers;
-        if !copies.write(room) {
-            return Err(EmitError::SlotTooSmall { needed: arena.len(), available: room.len() });
-        }
-        Ok(Self { va, style: options.style(), arena, helpers, quirks })
+        let (mut arena, mut quirk_stubs) = (Arena::default(), ArrayVec::new_const());
+        emit(buf, va, options, &mut arena, &mut quirk_stubs)?;
+        Ok(Self {
+            va,
+            style: options.style(),
+            arena,
+            return_thunk: options.return_thunk,
+            quirks: as_many_as_fit(options.quirks.iter().copied()),
+            quirk_stubs,
+        })
     }
 
     /// The executable address of the plain stub of `insn`, whatever the quirks say: a [`StubFn`]. `None` for INS and OUTS.
@@ -109,15 +101,16 @@ impl CodeTable {
     /// the plain one. `None` for INS and OUTS.
     #[inline]
     pub fn resolve(&self, insn: IoInsn, rax: u64, rdx: u64) -> Option<u64> {
-        match QuirkStub::resolve(&self.quirks, insn, rax, rdx) {
-            Some(stub) => Some(self.address(stub.at as usize)),
+        match QuirkStub::resolve(&self.quirk_stubs, &self.quirks, insn, rax, rdx) {
+            Some((stub, _)) => Some(self.address(stub.at as usize)),
             None => self.entry(insn),
         }
     }
 
     /// Every access that the stub of [`Self::resolve`] makes, each once: what has to be permitted before it is called.
     pub fn accesses(&self, insn: IoInsn, rax: u64, rdx: u64) -> impl Iterator<Item = PortAccess> + use<> {
-        let quirk = QuirkStub::resolve(&self.quirks, insn, rax, rdx).map(|stub| stub.quirk);
+        let quirk = QuirkStub::resolve(&self.quirk_stubs, &self.quirks, insn, rax, rdx);
+        let quirk = quirk.map(|(_, quirk)| *quirk);
         let plain = PortAccess::of(insn, &Gprs { rdx, ..Gprs::default() });
         let plain = quirk.is_none().then_some(plain);
         quirk.into_iter().flat_map(move |quirk| quirk.accesses(insn)).chain(plain)
@@ -157,17 +150,20 @@ impl CodeTable {
     /// was before.
     pub fn fixup(&self, rip: u64) -> Option<u64> {
         let offset = usize::try_from(rip.checked_sub(self.va)?).ok().filter(|offset| *offset < self.arena.len())?;
-        let quirk = || QuirkStub::landing(&self.quirks, &self.style, offset).map(|landing| self.arena.pad(landing));
+        let quirk = || {
+            let landing = QuirkStub::landing(&self.quirk_stubs, &self.quirks, &self.style, offset);
+            landing.map(|landing| self.arena.pad(landing))
+        };
         self.arena.fixup(offset).or_else(quirk).map(|pad| self.address(pad))
     }
 
     /// Every access of the table that can fault, with its landing pad: addresses of instructions, ascending, and what
     /// [`Self::fixup`] says of each. For an exception table of the host's own.
     pub fn faults(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let quirks = self.quirks.iter().flat_map(|stub| {
-            let at = stub.at as usize;
-            let offsets: ArrayVec<usize, 16> = as_many_as_fit(stub.shape(&self.style).accesses());
-            offsets.into_iter().map(move |offset| at + offset)
+        let quirks = self.quirk_stubs.iter().flat_map(|stub| {
+            let shape = stub.shape(&self.quirks, &self.style).unwrap_or_default();
+            let offsets: ArrayVec<u16, 8> = as_many_as_fit(shape.accesses().map(|offset| offset as u16));
+            offsets.into_iter().map(move |offset| stub.at as usize + usize::from(offset))
         });
         let offsets = self.arena.string_accesses().chain(quirks).chain(self.arena.plain_accesses());
         offsets.filter_map(|offset| {
@@ -179,7 +175,7 @@ impl CodeTable {
     /// Everything in the table that has a name: the helpers, then the stubs, by ascending address. For a symbol table, or
     /// a stack trace.
     pub fn symbols(&self) -> impl Iterator<Item = Symbol> + '_ {
-        let helpers = Helper::ALL.into_iter().zip(self.helpers).filter(|helper| helper.0 != Helper::ReturnThunk);
+        let helpers = Helper::ALL.into_iter().zip(self.helpers()).filter(|helper| helper.0 != Helper::ReturnThunk);
         let helpers = helpers.filter_map(|(helper, address)| Some((helper, address?)));
         // Each is as long as it is far to the next one; they are defined in the order of their names' list.
         let first_stub = self.address(IoInsn::strings().next().map_or(0, |insn| self.arena.stub(insn).0));
@@ -193,12 +189,21 @@ impl CodeTable {
             let (at, len) = self.arena.stub(insn);
             Symbol { name: SymbolName::Stub(insn), address: self.address(at), len }
         };
-        let quirks = self.quirks.iter().map(|stub| Symbol {
-            name: SymbolName::Quirk { name: stub.quirk.name(), insn: stub.insn },
+        let quirks = self.quirk_stubs.iter().map(|stub| Symbol {
+            name: SymbolName::Quirk { name: stub.quirk(&self.quirks).map_or("", Quirk::name), insn: stub.insn },
             address: self.address(stub.at as usize),
             len: stub.len as usize,
         });
         helpers.chain(IoInsn::strings().map(stub)).chain(quirks).chain(IoInsn::in_out().map(stub))
+    }
+
+    /// Where the helpers are: emitting them tells.
+    #[inline(never)]
+    fn helpers(&self) -> Targets {
+        let mut sink = SlotSink::new(&mut [], self.va, with_thunk(self.return_thunk));
+        emit_helpers(&mut sink, &self.style);
+        emit_pads(&mut sink, &self.style, Depths::default());
+        sink.helpers
     }
 
     /// The address of what is so many bytes into the table: within the address space, as `emit` has looked.
@@ -208,21 +213,40 @@ impl CodeTable {
     }
 }
 
-/// Emits everything up to the first stub of IN and OUT.
+/// The stubs that quirks ask for, as many as there can be: each of them has two forms at most.
+type QuirkStubs = ArrayVec<QuirkStub, { 2 * EmitOptions::MAX_QUIRKS }>;
+
+/// Emits a table. (On a frame of its own, as a kernel's stack is small.)
+#[inline(never)]
 fn emit(
-    sink: &mut SlotSink<'_>,
+    buf: &mut [u8],
+    va: u64,
     options: &EmitOptions<'_>,
-    mut placed: impl FnMut(QuirkStub, usize, &crate::stub::StubShape),
-) -> (Arena, Copies) {
+    arena: &mut Arena,
+    quirk_stubs: &mut QuirkStubs,
+) -> Result<(), EmitError> {
     let style = options.style();
-    let mut stubs = QuirkStub::of(options.quirks);
-    let bodies =
-        options.quirks.iter().flat_map(|quirk| quirk.trigger().forms().map(move |insn| (insn, quirk as &dyn Body)));
-    Arena::emit(sink, &style, quirk_table::depths(&style, options.quirks), bodies, |at, shape| {
-        if let Some(stub) = stubs.next() {
-            placed(stub, at, shape);
+    let (mut problem, quirks) = (None, options.quirks);
+    let depths = quirk_table::depths(&style, quirks);
+    let mut sink = SlotSink::new(&mut [], va, with_thunk(options.return_thunk));
+    arena.emit(&mut sink, &style, depths, quirks, &mut |index, insn, at, shape| {
+        if let (None, Some(found), Some(quirk)) = (problem, shape.problem, quirks.get(index)) {
+            problem = Some(EmitError::payload(quirk, found));
         }
-    })
+        let _ = quirk_stubs.try_push(QuirkStub::new(index, insn, at, shape));
+    });
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    sink.finish()?;
+    let room = room(buf, va, arena.len())?;
+    sink.restart(room);
+    arena.emit(&mut sink, &style, depths, quirks, &mut |_, _, _, _| ());
+    sink.finish()?;
+    match arena.write_copies(&style, sink.into_room()) {
+        true => Ok(()),
+        false => Err(EmitError::SlotTooSmall { needed: arena.len(), available: 0 }),
+    }
 }
 
 /// Calls a stub.

@@ -100,14 +100,14 @@ impl RegisterFile {
     }
 
     /// The registers by ascending address: number in encodings, and offset.
-    pub(crate) fn ascending(&self) -> impl Iterator<Item = (u8, i16)> {
-        let registers = NUMBERS.into_iter().zip(self.offsets);
+    pub(crate) fn ascending(&self) -> impl Iterator<Item = (u8, i16)> + '_ {
         let mut latest = None;
         core::iter::from_fn(move || {
-            let left = registers.clone().filter(|register| latest.is_none_or(|latest| register.1 > latest));
-            let next = left.min_by_key(|register| register.1)?;
-            latest = Some(next.1);
-            Some(next)
+            let registers = NUMBERS.iter().zip(&self.offsets);
+            let left = registers.filter(|register| latest.is_none_or(|latest| *register.1 > latest));
+            let (number, offset) = left.min_by_key(|register| *register.1)?;
+            latest = Some(*offset);
+            Some((*number, *offset))
         })
     }
 

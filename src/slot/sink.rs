@@ -24,7 +24,7 @@ pub(crate) fn emit_checked(
     let mut sink = SlotSink::new(&mut [], va, targets);
     emit(&mut sink)?;
     let len = sink.finish()?;
-    sink = SlotSink::new(room(buf, va, len)?, va, targets);
+    sink.restart(room(buf, va, len)?);
     emit(&mut sink)?;
     sink.finish()
 }
@@ -46,18 +46,18 @@ impl Label {
 }
 
 /// Local labels, and forward references that may be open at once: no payload needs more than a couple.
-const MAX_LOCALS: usize = 8;
-const MAX_PENDING: usize = 8;
+const MAX_LOCALS: usize = 4;
+const MAX_PENDING: usize = 6;
 
 /// A reference that waits for its label.
 #[derive(Clone, Copy)]
 struct Pending {
     label: Label,
     /// The field, as an offset into the code, and its size.
-    field: usize,
-    size: usize,
-    /// What the displacement is relative to, less the target's own offset.
-    base: u64,
+    field: u32,
+    size: u8,
+    /// What the displacement is relative to, less the target's own offset: an offset, too.
+    base: i32,
 }
 
 /// Writes to a slice as far as it reaches and counts on past its end.
@@ -67,7 +67,7 @@ pub(crate) struct SlotSink<'a> {
     len: usize,
     pub helpers: Targets,
     /// The local labels defined so far, the latest last.
-    locals: ArrayVec<(&'static str, u64), MAX_LOCALS>,
+    locals: ArrayVec<(&'static str, u32), MAX_LOCALS>,
     pending: ArrayVec<Pending, MAX_PENDING>,
     error: Option<EmitError>,
 }
@@ -75,6 +75,17 @@ pub(crate) struct SlotSink<'a> {
 impl<'a> SlotSink<'a> {
     pub fn new(buf: &'a mut [u8], va: u64, helpers: Targets) -> Self {
         Self { buf, va, len: 0, helpers, locals: ArrayVec::new(), pending: ArrayVec::new(), error: None }
+    }
+
+    /// Begins again, with memory. Helpers stay where they were the first time: they will be there once more.
+    pub fn restart(&mut self, buf: &'a mut [u8]) {
+        (self.buf, self.len) = (buf, 0);
+        self.locals.clear();
+    }
+
+    /// The memory.
+    pub fn into_room(self) -> &'a mut [u8] {
+        self.buf
     }
 
     /// The length, or the first thing that went wrong.
@@ -94,10 +105,10 @@ impl<'a> SlotSink<'a> {
         self.error.get_or_insert(error);
     }
 
-    /// Writes target − base into the field.
+    /// Writes target − base into the field; the base is an offset into the code.
     #[inline]
-    fn patch(&mut self, field: usize, size: usize, base: u64, target: u64, label: Label) {
-        let displacement = target.wrapping_sub(base) as i64;
+    fn patch(&mut self, field: usize, size: u8, base: i64, target: u64, label: Label) {
+        let displacement = target.wrapping_sub(self.va.wrapping_add_signed(base)) as i64;
         let (short, near) = (i8::try_from(displacement), i32::try_from(displacement));
         match (size, short, near, label) {
             (1, Ok(short), ..) => self.write(field, short.to_le_bytes()),
@@ -119,10 +130,11 @@ impl<'a> SlotSink<'a> {
         // dynasm's encoding: 0 is a byte, 2 a doubleword, both relative. No emitter here uses another.
         let size = if kind == 0 { 1 } else { 4 };
         let field = self.len - usize::from(offsets.0);
-        let base = self.here().wrapping_sub(u64::from(offsets.1)).wrapping_sub(target_offset as u64);
+        let base = self.len as i64 - i64::from(offsets.1) - target_offset as i64;
         match known {
             Some(target) => self.patch(field, size, base, target, label),
             None => {
+                let (field, base) = (field as u32, base as i32);
                 if self.pending.try_push(Pending { label, field, size, base }).is_err() {
                     self.fail(EmitError::Label { label: label.name() });
                 }
@@ -136,7 +148,7 @@ impl<'a> SlotSink<'a> {
         let mut at = 0;
         while let Some(&Pending { label: wanted, field, size, base }) = self.pending.get(at) {
             if wanted == label {
-                self.patch(field, size, base, target, label);
+                self.patch(field as usize, size, base.into(), target, label);
                 let _ = self.pending.swap_pop(at);
             } else {
                 at += 1;
@@ -160,11 +172,13 @@ impl CodeSink for SlotSink<'_> {
     }
 
     fn local_label(&mut self, name: &'static str) {
-        let here = self.settle(Label::Local(name));
+        self.settle(Label::Local(name));
         self.locals.retain(|label| label.0 != name);
-        if self.locals.try_push((name, here)).is_err() {
-            self.fail(EmitError::Label { label: name });
+        if self.locals.is_full() {
+            // Whoever goes back to the oldest is told that it is one too many.
+            let _oldest = self.locals.pop_at(0);
         }
+        let _ = self.locals.try_push((name, self.len as u32));
     }
 
     fn dynamic_label(&mut self, helper: Helper) {
@@ -179,7 +193,7 @@ impl CodeSink for SlotSink<'_> {
     }
 
     fn backward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        match self.locals.iter().find(|label| label.0 == name).map(|label| label.1) {
+        match self.locals.iter().find(|label| label.0 == name).map(|label| self.va.wrapping_add(label.1.into())) {
             Some(va) => self.reloc(Label::Local(name), Some(va), target_offset, (field_offset, ref_offset), kind),
             None => self.fail(EmitError::Label { label: name }),
         }

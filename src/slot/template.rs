@@ -12,41 +12,56 @@ pub(super) struct Template {
     style: StubStyle,
     /// Where it would execute.
     va: u64,
-    code: ArrayVec<u8, { Self::ROOM }>,
+    code: [u8; Self::ROOM],
+    /// How many bytes of them there are; 0: it could not be emitted, and emitting a real one will say why.
+    len: u16,
     /// Where the bytes are that the form decides.
-    form_at: usize,
+    form_at: u16,
     /// Where displacements to helpers end.
-    branches: ArrayVec<usize, 4>,
+    branches: ArrayVec<u16, 4>,
 }
 
 impl Template {
     /// The longest stub without a quirk, hardened, is shorter, unless registers lie more than 127 bytes from the pointer.
     const ROOM: usize = 256;
 
-    /// Emits the stub next to the helpers. `None` if that cannot be: emitting a real one will say why.
-    pub fn new(style: &StubStyle, va: u64, targets: &Targets) -> Option<Self> {
-        let mut code = [0; Self::ROOM];
-        let mut sink = SlotSink::new(&mut code, va, *targets);
-        let shape = emit_stub(&mut sink, style, IoInsn::in_dx(Width::Byte), None);
-        let len = sink.finish().ok()?;
-        let code = as_many_as_fit(code.get(..len)?.iter().copied());
-        Some(Self { style: *style, va, code, form_at: form_at(style, &shape), branches: as_many_as_fit(shape.branches()) })
+    /// No stub yet, next to helpers at `va`.
+    pub const fn new(style: StubStyle, va: u64) -> Self {
+        Self { style, va, code: [0; Self::ROOM], len: 0, form_at: 0, branches: ArrayVec::new_const() }
+    }
+
+    /// Emits the stub.
+    #[inline(never)]
+    pub fn fill(&mut self, targets: &Targets) {
+        let mut sink = SlotSink::new(&mut self.code, self.va, *targets);
+        let shape = emit_stub(&mut sink, &self.style, IoInsn::in_dx(Width::Byte), None);
+        self.len = match sink.finish() {
+            Ok(len @ ..=Self::ROOM) => len as u16,
+            _ => 0,
+        };
+        self.form_at = form_at(&self.style, &shape) as u16;
+        self.branches = as_many_as_fit(shape.branches().map(|end| end as u16));
+    }
+
+    pub const fn is_there(&self) -> bool {
+        self.len > 0
     }
 
     /// Writes the stub of `insn` to be executed at `va`, or nothing.
     pub fn write(&self, slot: &mut [u8], va: u64, insn: IoInsn) -> Result<usize, EmitError> {
         let mut fields = ArrayVec::<(usize, i32), 4>::new();
+        let code = self.code.get(..self.len.into()).unwrap_or_default();
         for end in &self.branches {
-            let at = end.saturating_sub(4);
-            let field = self.code.get(at..).and_then(|field| field.first_chunk()).copied().unwrap_or_default();
+            let at = usize::from(end.saturating_sub(4));
+            let field = code.get(at..).and_then(|field| field.first_chunk()).copied().unwrap_or_default();
             let target = self.va.wrapping_add_signed(i32::from_le_bytes(field).into());
             let displacement = target.wrapping_sub(va) as i64;
             let fits = i32::try_from(displacement).map_err(|_| EmitError::HelperOutOfRange { displacement })?;
             let _ = fields.try_push((at, fits)); // as many fit as there are branches
         }
-        let slot = room(slot, va, self.code.len())?;
-        slot.iter_mut().zip(&self.code).for_each(|(to, from)| *to = *from);
-        write_form(&self.style, insn, slot.get_mut(self.form_at..).unwrap_or_default());
+        let slot = room(slot, va, code.len())?;
+        slot.iter_mut().zip(code).for_each(|(to, from)| *to = *from);
+        write_form(&self.style, insn, slot.get_mut(self.form_at.into()..).unwrap_or_default());
         for (at, displacement) in fields {
             if let Some(field) = slot.get_mut(at..).and_then(|field| field.first_chunk_mut()) {
                 *field = displacement.to_le_bytes();
@@ -74,7 +89,7 @@ mod tests {
                     .return_thunk((bits & 4 != 0).then_some(near - 0x1_0000))
                     .registers(if bits & 8 != 0 { RegisterFile::PT_REGS } else { RegisterFile::GPRS });
                 let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], near, &options).unwrap();
-                assert!(helpers.template.is_some());
+                assert!(helpers.template.is_there());
                 let addresses = [(near + 0x2340, 256), (near, 5), (1 << 41, 256), (u64::MAX - 4, 256), (0, 256)];
                 for ((va, len), insn) in
                     addresses.into_iter().flat_map(|at| IoInsn::in_out().map(move |insn| (at, insn)))

@@ -6,9 +6,7 @@
 //! ```
 //!
 //! The stubs of IN and OUT all have one shape, and so have those of INS and OUTS: a form's stub is found by
-//! multiplication. The assembler emits everything up to stub 0; the others are [copies](Copies) of it.
-
-use arrayvec::ArrayVec;
+//! multiplication. The assembler emits everything up to stub 0; the others are [copies](Arena::write_copies) of it.
 
 use super::emit::{Body, StubShape, emit_stub};
 use super::style::Backend;
@@ -20,7 +18,7 @@ use crate::{IoInsn, Width};
 pub(crate) const ALIGN: usize = 16;
 
 /// Where everything is in an emitted table, as offsets from its first byte.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Arena {
     pads: Pads,
     /// INS and OUTS.
@@ -32,80 +30,91 @@ pub(crate) struct Arena {
 /// Stubs of one shape, one after the other.
 #[derive(Clone, Debug, Default)]
 struct Group {
-    first: usize,
-    stride: usize,
-    count: usize,
+    first: u32,
+    stride: u16,
+    count: u16,
     shape: StubShape,
 }
 
 impl Group {
+    #[inline(never)]
+    fn emit<S: CodeSink>(ops: &mut S, origin: usize, style: &StubStyle, forms: impl Iterator<Item = IoInsn>) -> Self {
+        let mut group = Self { first: (ops.offset() - origin) as u32, ..Self::default() };
+        for insn in forms {
+            group.shape = emit_stub(ops, style, insn, None);
+            pad(ops, origin);
+            group.count += 1;
+        }
+        group.stride = group.shape.len.next_multiple_of(ALIGN as u16);
+        group
+    }
+
     #[inline]
     fn stub(&self, index: usize) -> (usize, usize) {
-        (self.first + index * self.stride, self.shape.len)
+        (self.first as usize + index * usize::from(self.stride), self.shape.len.into())
     }
 
     /// How far an offset is from the start of its stub.
     fn within(&self, offset: usize) -> Option<usize> {
-        let past = offset.checked_sub(self.first).filter(|past| *past < self.count * self.stride)?;
-        past.checked_rem(self.stride)
+        let len = usize::from(self.count) * usize::from(self.stride);
+        let past = offset.checked_sub(self.first as usize).filter(|past| *past < len)?;
+        past.checked_rem(self.stride.into())
     }
 }
 
-/// The stubs of IN and OUT behind the first: how they differ from it.
-#[derive(Clone, Debug)]
-pub(crate) struct Copies {
-    first: usize,
-    stride: usize,
-    /// Where the bytes are that the form decides.
-    form_at: usize,
-    branches: ArrayVec<usize, 4>,
-    style: StubStyle,
-}
-
 impl Arena {
-    /// Emits helpers, landing pads, the stubs of INS and OUTS, those of `bodies` (`placed` is told of each, in order, where it
+    /// Emits helpers, landing pads, the stubs of INS and OUTS, those of `bodies` (`placed` is told of each which it is, where it
     /// is and how it looks), and the first stub of IN and OUT.
-    pub fn emit<'b, S: CodeSink>(
+    pub fn emit<S: CodeSink, B: Body>(
+        &mut self,
         ops: &mut S,
         style: &StubStyle,
         depths: Depths,
-        bodies: impl Iterator<Item = (IoInsn, &'b dyn Body)>,
-        mut placed: impl FnMut(usize, &StubShape),
-    ) -> (Self, Copies) {
+        bodies: &[B],
+        placed: &mut dyn FnMut(usize, IoInsn, usize, &StubShape),
+    ) {
         let origin = ops.offset();
-        emit_helpers(ops, style);
-        let pads = emit_pads(ops, style, depths);
-        #[cfg(feature = "std")]
-        if style.backend == Backend::Bus {
-            super::trampoline::emit_trampoline(ops);
-        }
+        self.pads = emit_head(ops, style, depths);
         pad(ops, origin);
-        let mut strings = Group { first: ops.offset() - origin, ..Group::default() };
-        for insn in IoInsn::strings() {
-            strings.shape = emit_stub(ops, style, insn, None);
-            pad(ops, origin);
-            strings.count += 1;
+        self.strings = Group::emit(ops, origin, style, IoInsn::strings());
+        for (index, body) in bodies.iter().enumerate() {
+            for insn in body.forms().into_iter().flatten() {
+                let at = ops.offset() - origin;
+                let shape = emit_stub(ops, style, insn, Some(body));
+                pad(ops, origin);
+                placed(index, insn, at, &shape);
+            }
         }
-        strings.stride = strings.shape.len.next_multiple_of(ALIGN);
-        for (insn, body) in bodies {
-            let at = ops.offset() - origin;
-            let shape = emit_stub(ops, style, insn, Some(body));
-            pad(ops, origin);
-            placed(at, &shape);
+        let plain = [IoInsn::in_dx(Width::Byte)];
+        self.plain = Group { count: IoInsn::COUNT as u16, ..Group::emit(ops, origin, style, plain.into_iter()) };
+    }
+
+    /// Fills `code`, which holds the table up to the first stub of IN and OUT, with the others. `false`: it is too short.
+    #[must_use]
+    pub fn write_copies(&self, style: &StubStyle, code: &mut [u8]) -> bool {
+        let Group { first, stride, ref shape, .. } = self.plain;
+        let Some((_, stubs)) = code.split_at_mut_checked(first as usize) else { return false };
+        let Some((first, others)) = stubs.split_at_mut_checked(stride.into()) else { return false };
+        let (mut forms, form_at) = (IoInsn::in_out(), form_at(style, shape));
+        let _first = forms.next();
+        let mut distance = 0;
+        for (copy, insn) in others.chunks_exact_mut(usize::from(stride).max(1)).zip(forms.by_ref()) {
+            copy.iter_mut().zip(first.iter()).for_each(|(to, from)| *to = *from);
+            distance += i32::from(stride);
+            for end in shape.branches() {
+                let field = copy.get_mut(end.saturating_sub(4)..);
+                if let Some(field) = field.and_then(|field| field.first_chunk_mut::<4>()) {
+                    *field = i32::from_le_bytes(*field).wrapping_sub(distance).to_le_bytes();
+                }
+            }
+            write_form(style, insn, copy.get_mut(form_at..).unwrap_or_default());
         }
-        let first = ops.offset() - origin;
-        let shape = emit_stub(ops, style, IoInsn::in_dx(Width::Byte), None);
-        pad(ops, origin);
-        let stride = ops.offset() - origin - first;
-        let branches = super::as_many_as_fit(shape.branches());
-        let copies = Copies { first, stride, form_at: form_at(style, &shape), branches, style: *style };
-        let plain = Group { first, stride, count: IoInsn::COUNT, shape };
-        (Self { pads, strings, plain }, copies)
+        forms.next().is_none()
     }
 
     /// How long the table is, all stubs included.
     pub fn len(&self) -> usize {
-        self.plain.first + self.plain.count * self.plain.stride
+        self.plain.stub(self.plain.count.into()).0
     }
 
     /// First byte and length of the stub of a form.
@@ -134,7 +143,7 @@ impl Arena {
         // What is shorter than the longest form has no-ops in front.
         IoInsn::strings().enumerate().map(|(index, insn)| {
             let padding = 4 - insn.encode().1;
-            self.strings.stub(index).0 + self.strings.shape.io.0 + padding
+            self.strings.stub(index).0 + usize::from(self.strings.shape.io.0) + padding
         })
     }
 
@@ -143,43 +152,19 @@ impl Arena {
         // An instruction of 16 bits starts with its prefix, where those of others have a no-op.
         IoInsn::in_out().enumerate().map(|(index, insn)| {
             let padding = usize::from(insn.width != Width::Word);
-            self.plain.stub(index).0 + self.plain.shape.io.0 + padding
+            self.plain.stub(index).0 + usize::from(self.plain.shape.io.0) + padding
         })
-    }
-}
-
-impl Copies {
-    /// Fills `code`, which holds the table up to the first stub of IN and OUT, with the others. `false`: it is too short.
-    #[must_use]
-    pub fn write(&self, code: &mut [u8]) -> bool {
-        let Some((_, stubs)) = code.split_at_mut_checked(self.first) else { return false };
-        let Some((first, others)) = stubs.split_at_mut_checked(self.stride) else { return false };
-        let mut forms = IoInsn::in_out();
-        let _first = forms.next();
-        let mut distance = 0;
-        for (copy, insn) in others.chunks_exact_mut(self.stride.max(1)).zip(forms.by_ref()) {
-            copy.iter_mut().zip(first.iter()).for_each(|(to, from)| *to = *from);
-            distance += self.stride as i32;
-            for end in &self.branches {
-                let field = copy.get_mut(end.saturating_sub(4)..);
-                if let Some(field) = field.and_then(|field| field.first_chunk_mut::<4>()) {
-                    *field = i32::from_le_bytes(*field).wrapping_sub(distance).to_le_bytes();
-                }
-            }
-            write_form(&self.style, insn, copy.get_mut(self.form_at..).unwrap_or_default());
-        }
-        forms.next().is_none()
     }
 }
 
 /// Where the bytes of a plain stub are that the form decides.
 pub(crate) fn form_at(style: &StubStyle, shape: &StubShape) -> usize {
     match style.backend {
-        Backend::Hardware => shape.io.0,
+        Backend::Hardware => shape.io.0.into(),
         #[cfg(feature = "std")]
-        Backend::Elided => shape.io.0,
+        Backend::Elided => shape.io.0.into(),
         #[cfg(feature = "std")]
-        Backend::Bus => shape.io.0 + 1, // behind the opcode of PUSH
+        Backend::Bus => usize::from(shape.io.0) + 1, // behind the opcode of PUSH
     }
 }
 
@@ -195,6 +180,18 @@ pub(crate) fn write_form(style: &StubStyle, insn: IoInsn, code: &mut [u8]) {
             code.iter_mut().zip(description.to_le_bytes()).for_each(|(to, from)| *to = from);
         }
     }
+}
+
+/// Helpers and landing pads. (On a frame of its own: a kernel's stack is small.)
+#[inline(never)]
+fn emit_head<S: CodeSink>(ops: &mut S, style: &StubStyle, depths: Depths) -> Pads {
+    emit_helpers(ops, style);
+    let pads = emit_pads(ops, style, depths);
+    #[cfg(feature = "std")]
+    if style.backend == Backend::Bus {
+        super::trampoline::emit_trampoline(ops);
+    }
+    pads
 }
 
 /// INT3 up to the next boundary.

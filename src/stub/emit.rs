@@ -13,9 +13,9 @@ use crate::helpers::{Landing, emit_epilogue, emit_loads, emit_prologue, emit_ret
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StubShape {
     /// Length of the stub.
-    pub len: usize,
+    pub len: u16,
     /// Where `<io>` starts and ends.
-    pub io: (usize, usize),
+    pub io: (u16, u16),
     /// What is in it.
     pub marks: Marks,
     /// Whether it is of INS or OUTS.
@@ -27,7 +27,7 @@ pub(crate) struct StubShape {
 impl StubShape {
     /// If a fault at `offset` within the stub is one of the I/O's own: where it lands.
     pub fn landing(&self, offset: usize) -> Option<Landing> {
-        let within = offset.checked_sub(self.io.0).filter(|_| offset < self.io.1)?;
+        let within = offset.checked_sub(self.io.0.into()).filter(|_| offset < self.io.1.into())?;
         Some(match self.marks.landing(within) {
             Landing::Plain(0) if self.is_string => Landing::String,
             landing => landing,
@@ -36,12 +36,12 @@ impl StubShape {
 
     /// The instructions at which an access can fault.
     pub fn accesses(&self) -> impl Iterator<Item = usize> {
-        self.marks.accesses().map(|offset| self.io.0 + offset)
+        self.marks.accesses().map(|offset| usize::from(self.io.0) + offset)
     }
 
     /// Ends of the 32-bit displacements to helpers.
     pub fn branches(&self) -> impl Iterator<Item = usize> {
-        self.marks.branches().map(|offset| self.io.0 + offset)
+        self.marks.branches().map(|offset| usize::from(self.io.0) + offset)
     }
 }
 
@@ -50,22 +50,24 @@ pub(crate) trait Body {
     /// The port that it is for.
     fn port(&self) -> u16;
 
+    /// The instructions in the place of which it can stand.
+    fn forms(&self) -> [Option<IoInsn>; 2];
+
     /// Emits it, in the place of `insn`.
     fn emit(&self, payload: &mut Payload<'_>, insn: IoInsn);
 
-    /// What it has on the stack and which accesses it makes, without code.
-    fn survey(&self, style: &StubStyle, insn: IoInsn) -> (Marks, Accesses, Option<PayloadProblem>)
+    /// What it has on the stack and, if somebody wants to know, which accesses it makes, without code.
+    fn survey(&self, style: &StubStyle, insn: IoInsn, marks: &mut Marks, accesses: Option<&mut Accesses>)
     where
         Self: Sized,
     {
         let mut nowhere = Counter::default();
-        let mut payload = Payload::new(&mut nowhere, style, self.port());
-        self.emit(&mut payload, insn);
-        payload.finish()
+        self.emit(&mut Payload::new(&mut nowhere, style, self.port(), marks, accesses), insn);
     }
 }
 
 /// Emits one stub for `insn`, or for what a quirk puts in its place.
+#[inline(never)]
 pub(crate) fn emit_stub<S: CodeSink>(
     ops: &mut S,
     style: &StubStyle,
@@ -80,7 +82,9 @@ pub(crate) fn emit_stub<S: CodeSink>(
     if is_string {
         emit_direction(ops, style);
     }
-    StubShape { is_string, ..emit_switch(ops, style, insn, body, start) }
+    let mut shape = StubShape { is_string, ..StubShape::default() };
+    emit_switch(ops, style, insn, body, start, &mut shape);
+    shape
 }
 
 /// ENDBR64, of which dynasm does not know. Its bytes are put together here: standing in this crate's own code as they
@@ -114,8 +118,10 @@ fn emit_switch<S: CodeSink>(
     insn: IoInsn,
     body: Option<&dyn Body>,
     start: usize,
-) -> StubShape {
+    shape: &mut StubShape,
+) {
     let StubStyle { layout, returns, ref registers, .. } = *style;
+    let StubShape { marks, problem, .. } = shape;
     match layout {
         StubLayout::CallRet => {
             emit_prologue(ops);
@@ -129,20 +135,17 @@ fn emit_switch<S: CodeSink>(
         }
     }
     let io = ops.offset();
-    let (mut marks, problem) = match body {
+    match body {
         None => {
-            let mut marks = Marks::default();
             let (bytes, len) = padded(insn);
-            emit_access(ops, style, insn, bytes.get(..len).unwrap_or_default(), &mut marks, io);
-            (marks, None)
+            emit_access(ops, style, insn, bytes.get(..len).unwrap_or_default(), marks, io);
         }
         Some(body) => {
-            let mut payload = Payload::new(ops, style, body.port());
+            let mut payload = Payload::new(ops, style, body.port(), marks, None);
             body.emit(&mut payload, insn);
-            let (marks, _, problem) = payload.finish();
-            (marks, problem)
+            *problem = payload.finish();
         }
-    };
+    }
     let io_end = ops.offset();
     // The head's displacement ends where `<io>` begins.
     if layout != StubLayout::Inline {
@@ -172,7 +175,12 @@ fn emit_switch<S: CodeSink>(
     if returns.thunk && layout != StubLayout::Compact {
         marks.branch(ops.offset() - usize::from(returns.int3) - io);
     }
-    StubShape { len: ops.offset() - start, io: (io - start, io_end - start), marks, is_string: false, problem }
+    let at = |offset: usize| u16::try_from(offset - start).unwrap_or(u16::MAX);
+    (shape.len, shape.io) = (at(ops.offset()), (at(io), at(io_end)));
+    if shape.len == u16::MAX {
+        // The longest payload whose pushes can be recorded is far shorter.
+        shape.problem = shape.problem.or(Some(PayloadProblem::Unbalanced));
+    }
 }
 
 /// The instruction as plain stubs hold it: IN and OUT in three bytes, INS and OUTS in four, whatever the form.

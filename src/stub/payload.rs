@@ -19,8 +19,9 @@ pub struct Payload<'a> {
     style: &'a StubStyle,
     port: u16,
     start: usize,
-    marks: Marks,
-    accesses: Accesses,
+    marks: &'a mut Marks,
+    /// Where the accesses are written down, if somebody wants to know.
+    accesses: Option<&'a mut Accesses>,
     problem: Option<PayloadProblem>,
 }
 
@@ -43,14 +44,19 @@ pub(crate) enum PayloadProblem {
 
 impl<'a> Payload<'a> {
     /// The payload of a quirk on `port`, which DX names at its start if the instruction takes the port from there.
-    pub(crate) fn new(ops: &'a mut dyn CodeSink, style: &'a StubStyle, port: u16) -> Self {
+    pub(crate) fn new(
+        ops: &'a mut dyn CodeSink,
+        style: &'a StubStyle,
+        port: u16,
+        marks: &'a mut Marks,
+        accesses: Option<&'a mut Accesses>,
+    ) -> Self {
         let start = ops.offset();
-        Self { ops, style, port, start, marks: Marks::default(), accesses: ArrayVec::new(), problem: None }
+        Self { ops, style, port, start, marks, accesses, problem: None }
     }
 
-    pub(crate) fn finish(self) -> (Marks, Accesses, Option<PayloadProblem>) {
-        let problem = self.problem.or((!self.marks.is_balanced()).then_some(PayloadProblem::Unbalanced));
-        (self.marks, self.accesses, problem)
+    pub(crate) fn finish(self) -> Option<PayloadProblem> {
+        self.problem.or((!self.marks.is_balanced()).then_some(PayloadProblem::Unbalanced))
     }
 
     /// The privilege level that the payload will run at.
@@ -105,13 +111,17 @@ impl<'a> Payload<'a> {
             _ => self.port,
         };
         let access = PortAccess { port, width: insn.width, direction: insn.direction, insn };
-        // A poll's access is one, however often it is made.
-        if !self.accesses.contains(&access) && self.accesses.try_push(access).is_err() {
+        if let Some(accesses) = &mut self.accesses
+            && !accesses.contains(&access)
+        {
+            let _ = accesses.try_push(access); // as many as there are marks for
+        }
+        if self.marks.accesses().count() == MAX_ACCESSES {
             self.problem = self.problem.or(Some(PayloadProblem::TooManyAccesses));
         }
         let (bytes, len) = insn.encode();
         let encoding = bytes.get(..len).unwrap_or_default();
-        emit_access(self.ops, self.style, insn, encoding, &mut self.marks, self.start);
+        emit_access(self.ops, self.style, insn, encoding, self.marks, self.start);
     }
 
     /// States that the instruction just emitted pushed `bytes` onto the stack: whole words of 8.
@@ -207,8 +217,8 @@ impl CodeSink for Payload<'_> {
 /// What has to be known of `<io>` besides its bytes, by offset from its start.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Marks {
-    /// From this offset on, so many words are on the stack: in the order of the offsets.
-    depths: ArrayVec<(u16, u8), { Self::MAX_DEPTHS }>,
+    /// From some offset on, so many words are on the stack: in the order of the offsets.
+    depths: ArrayVec<Depth, { Self::MAX_DEPTHS }>,
     /// The instructions at which an access can fault.
     accesses: ArrayVec<u16, MAX_ACCESSES>,
     /// Ends of the 32-bit displacements to helpers.
@@ -219,37 +229,57 @@ pub(crate) struct Marks {
     invalid: bool,
 }
 
+/// An offset in ten bits, a number of words in five, and whether the lowest of them is the flags of before a CLI: a kernel's
+/// stack is small.
+#[derive(Clone, Copy, Debug, Default)]
+struct Depth(u16);
+
+impl Depth {
+    fn new(offset: usize, words: i16, masked: bool) -> Option<Self> {
+        let (offset, words) = (u16::try_from(offset).ok()?, u16::try_from(words).ok()?);
+        let fits = offset < 1 << 10 && words <= Marks::MAX_WORDS.into();
+        fits.then_some(Self(offset << 6 | words << 1 | u16::from(masked)))
+    }
+
+    fn offset(self) -> usize {
+        (self.0 >> 6).into()
+    }
+
+    fn words(self) -> u8 {
+        (self.0 >> 1) as u8 & 0x1f
+    }
+
+    fn masked(self) -> bool {
+        self.0 & 1 != 0
+    }
+}
+
 impl Marks {
     /// A push and a pop for each access on a bus, and what a payload needs besides.
-    const MAX_DEPTHS: usize = 20;
+    const MAX_DEPTHS: usize = 24;
     /// A head and a tail, a trampoline, and a return thunk.
-    const MAX_BRANCHES: usize = 4;
-    /// In `depths`: interrupts are masked.
-    const MASKED: u8 = 0x80;
+    pub const MAX_BRANCHES: usize = 4;
     /// A word of head room: the depth in bytes is added to the layout's, and both have to fit a byte.
     const MAX_WORDS: u8 = 30;
 
-    fn depth_at(&self, offset: usize) -> u8 {
-        self.depths.iter().rfind(|(from, _)| usize::from(*from) <= offset).map_or(0, |(_, depth)| *depth)
+    fn depth_at(&self, offset: usize) -> Depth {
+        self.depths.iter().rfind(|depth| depth.offset() <= offset).copied().unwrap_or_default()
     }
 
     /// How many words are on the stack at the instruction at `offset`.
     pub fn words_at(&self, offset: usize) -> u8 {
-        self.depth_at(offset) & !Self::MASKED
+        self.depth_at(offset).words()
     }
 
     /// Where a fault at the instruction at `offset` lands.
     pub fn landing(&self, offset: usize) -> Landing {
-        let words = self.words_at(offset);
-        match self.depth_at(offset) & Self::MASKED {
-            0 => Landing::Plain(words),
-            _ => Landing::Masked(words),
-        }
+        let depth = self.depth_at(offset);
+        if depth.masked() { Landing::Masked(depth.words()) } else { Landing::Plain(depth.words()) }
     }
 
     /// The landings at every depth.
     pub fn landings(&self) -> impl Iterator<Item = Landing> {
-        self.depths.iter().map(|(offset, _)| self.landing((*offset).into()))
+        self.depths.iter().map(|depth| self.landing(depth.offset()))
     }
 
     /// The instructions at which an access can fault.
@@ -264,18 +294,16 @@ impl Marks {
 
     /// Whether every push and pop could be recorded, and they cancel out.
     pub fn is_balanced(&self) -> bool {
-        !self.invalid && self.depth_at(usize::MAX) == 0
+        !self.invalid && self.words_at(usize::MAX) == 0
     }
 
     fn change(&mut self, offset: usize, bytes: i16) {
         let words = i16::from(self.words_at(usize::MAX)) + bytes / 8;
-        match (u16::try_from(offset), u8::try_from(words), bytes % 8) {
-            (Ok(offset), Ok(words @ 0..=Self::MAX_WORDS), 0) => {
-                let depth = words | if self.masked { Self::MASKED } else { 0 };
-                self.invalid |= self.depths.try_push((offset, depth)).is_err();
-            }
-            _ => self.invalid = true,
-        }
+        let recorded = match (Depth::new(offset, words, self.masked), bytes % 8) {
+            (Some(depth), 0) => self.depths.try_push(depth).is_ok(),
+            _ => false,
+        };
+        self.invalid |= !recorded;
     }
 
     fn access(&mut self, offset: usize) {
