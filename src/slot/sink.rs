@@ -47,7 +47,7 @@ impl Label {
 
 /// Local labels, and forward references that may be open at once: no payload needs more than a couple.
 const MAX_LOCALS: usize = 4;
-const MAX_PENDING: usize = 6;
+const MAX_PENDING: usize = 5;
 
 /// A reference that waits for its label.
 #[derive(Clone, Copy)]

@@ -39,7 +39,7 @@ impl Template {
             Ok(len @ ..=Self::ROOM) => len as u16,
             _ => 0,
         };
-        self.form_at = form_at(&self.style, &shape) as u16;
+        self.form_at = form_at(&self.style, shape.io.0) as u16;
         self.branches = as_many_as_fit(shape.branches().map(|end| end as u16));
     }
 

@@ -8,7 +8,10 @@
 //! The stubs of IN and OUT all have one shape, and so have those of INS and OUTS: a form's stub is found by
 //! multiplication. The assembler emits everything up to stub 0; the others are [copies](Arena::write_copies) of it.
 
+use arrayvec::ArrayVec;
+
 use super::emit::{Body, StubShape, emit_stub};
+use super::payload::Marks;
 use super::style::Backend;
 use super::{CodeSink, StubStyle};
 use crate::helpers::{Depths, Landing, Pads, emit_helpers, emit_pads};
@@ -21,6 +24,7 @@ pub(crate) const ALIGN: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Arena {
     pads: Pads,
+    is_for_bus: bool,
     /// INS and OUTS.
     strings: Group,
     /// IN and OUT.
@@ -33,7 +37,12 @@ struct Group {
     first: u32,
     stride: u16,
     count: u16,
-    shape: StubShape,
+    /// Length of each.
+    len: u16,
+    /// Where its `<io>` starts and ends.
+    io: (u16, u16),
+    /// Ends of its displacements to helpers.
+    branches: ArrayVec<u16, { Marks::MAX_BRANCHES }>,
 }
 
 impl Group {
@@ -41,24 +50,27 @@ impl Group {
     fn emit<S: CodeSink>(ops: &mut S, origin: usize, style: &StubStyle, forms: impl Iterator<Item = IoInsn>) -> Self {
         let mut group = Self { first: (ops.offset() - origin) as u32, ..Self::default() };
         for insn in forms {
-            group.shape = emit_stub(ops, style, insn, None);
+            let shape = emit_stub(ops, style, insn, None);
             pad(ops, origin);
+            (group.len, group.io) = (shape.len, shape.io);
+            group.branches = super::as_many_as_fit(shape.branches().map(|end| end as u16));
             group.count += 1;
         }
-        group.stride = group.shape.len.next_multiple_of(ALIGN as u16);
+        group.stride = group.len.next_multiple_of(ALIGN as u16);
         group
     }
 
     #[inline]
     fn stub(&self, index: usize) -> (usize, usize) {
-        (self.first as usize + index * usize::from(self.stride), self.shape.len.into())
+        (self.first as usize + index * usize::from(self.stride), self.len.into())
     }
 
-    /// How far an offset is from the start of its stub.
-    fn within(&self, offset: usize) -> Option<usize> {
+    /// How far an offset is from the start of the `<io>` that it is in.
+    fn within_io(&self, offset: usize) -> Option<usize> {
         let len = usize::from(self.count) * usize::from(self.stride);
         let past = offset.checked_sub(self.first as usize).filter(|past| *past < len)?;
-        past.checked_rem(self.stride.into())
+        let within = past.checked_rem(self.stride.into())?;
+        within.checked_sub(self.io.0.into()).filter(|_| within < self.io.1.into())
     }
 }
 
@@ -85,6 +97,7 @@ impl Arena {
                 placed(index, insn, at, &shape);
             }
         }
+        self.is_for_bus = style.words_at_access() > 0;
         let plain = [IoInsn::in_dx(Width::Byte)];
         self.plain = Group { count: IoInsn::COUNT as u16, ..Group::emit(ops, origin, style, plain.into_iter()) };
     }
@@ -92,17 +105,17 @@ impl Arena {
     /// Fills `code`, which holds the table up to the first stub of IN and OUT, with the others. `false`: it is too short.
     #[must_use]
     pub fn write_copies(&self, style: &StubStyle, code: &mut [u8]) -> bool {
-        let Group { first, stride, ref shape, .. } = self.plain;
+        let Group { first, stride, io, ref branches, .. } = self.plain;
         let Some((_, stubs)) = code.split_at_mut_checked(first as usize) else { return false };
         let Some((first, others)) = stubs.split_at_mut_checked(stride.into()) else { return false };
-        let (mut forms, form_at) = (IoInsn::in_out(), form_at(style, shape));
+        let (mut forms, form_at) = (IoInsn::in_out(), form_at(style, io.0));
         let _first = forms.next();
         let mut distance = 0;
         for (copy, insn) in others.chunks_exact_mut(usize::from(stride).max(1)).zip(forms.by_ref()) {
             copy.iter_mut().zip(first.iter()).for_each(|(to, from)| *to = *from);
             distance += i32::from(stride);
-            for end in shape.branches() {
-                let field = copy.get_mut(end.saturating_sub(4)..);
+            for end in branches {
+                let field = copy.get_mut(usize::from(end.saturating_sub(4))..);
                 if let Some(field) = field.and_then(|field| field.first_chunk_mut::<4>()) {
                     *field = i32::from_le_bytes(*field).wrapping_sub(distance).to_le_bytes();
                 }
@@ -129,8 +142,13 @@ impl Arena {
     /// Where a fault at the instruction `offset` bytes into the table resumes (an offset again), in a stub without a quirk.
     /// `None`: there is no I/O instruction there.
     pub fn fixup(&self, offset: usize) -> Option<usize> {
-        let landing = |group: &Group| group.shape.landing(group.within(offset)?);
-        landing(&self.plain).or_else(|| landing(&self.strings)).map(|landing| self.pad(landing))
+        let landing = |group: &Group, landing: Landing| match group.within_io(offset)? {
+            // On a bus, what is behind the push has a word more on the stack.
+            within if self.is_for_bus && within > 0 => Some(Landing::Plain(1)),
+            _ => Some(landing),
+        };
+        let landing = landing(&self.plain, Landing::Plain(0)).or_else(|| landing(&self.strings, Landing::String))?;
+        Some(self.pad(landing))
     }
 
     /// The offset of a landing pad.
@@ -143,7 +161,7 @@ impl Arena {
         // What is shorter than the longest form has no-ops in front.
         IoInsn::strings().enumerate().map(|(index, insn)| {
             let padding = 4 - insn.encode().1;
-            self.strings.stub(index).0 + usize::from(self.strings.shape.io.0) + padding
+            self.strings.stub(index).0 + usize::from(self.strings.io.0) + padding
         })
     }
 
@@ -152,19 +170,19 @@ impl Arena {
         // An instruction of 16 bits starts with its prefix, where those of others have a no-op.
         IoInsn::in_out().enumerate().map(|(index, insn)| {
             let padding = usize::from(insn.width != Width::Word);
-            self.plain.stub(index).0 + usize::from(self.plain.shape.io.0) + padding
+            self.plain.stub(index).0 + usize::from(self.plain.io.0) + padding
         })
     }
 }
 
-/// Where the bytes of a plain stub are that the form decides.
-pub(crate) fn form_at(style: &StubStyle, shape: &StubShape) -> usize {
+/// Where the bytes of a plain stub are that the form decides, `<io>` being at `io`.
+pub(crate) fn form_at(style: &StubStyle, io: u16) -> usize {
     match style.backend {
-        Backend::Hardware => shape.io.0.into(),
+        Backend::Hardware => io.into(),
         #[cfg(feature = "std")]
-        Backend::Elided => shape.io.0.into(),
+        Backend::Elided => io.into(),
         #[cfg(feature = "std")]
-        Backend::Bus => usize::from(shape.io.0) + 1, // behind the opcode of PUSH
+        Backend::Bus => usize::from(io) + 1, // behind the opcode of PUSH
     }
 }
 
