@@ -162,9 +162,10 @@ impl CodeSink for SlotSink<'_> {
     fn local_label(&mut self, name: &'static str) {
         let here = self.settle(Label::Local(name));
         self.locals.retain(|label| label.0 != name);
-        if self.locals.try_push((name, here)).is_err() {
-            self.fail(EmitError::Label { label: name });
+        if self.locals.is_full() {
+            let _oldest = self.locals.pop_at(0); // who still refers to it is told so
         }
+        let _has_room = self.locals.try_push((name, here));
     }
 
     fn dynamic_label(&mut self, helper: Helper) {
