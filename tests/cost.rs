@@ -8,7 +8,7 @@ use std::time::Instant;
 use ioemul::devices::Latch;
 use ioemul::events::{Attempt, Events, Outcome};
 use ioemul::{
-    CodeSink, Gprs, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable, Width,
+    CodeSink, Gprs, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable, Trigger, Width,
 };
 
 /// The system's allocator, with a count of its calls by this thread.
@@ -73,7 +73,7 @@ fn nothing_is_allocated() {
 #[test]
 fn a_fault_allocates_nothing() {
     // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
-    let builder = unsafe { IoEmulator::builder().ports(PortSet::from(0x80..=0x80)).native() };
+    let builder = unsafe { IoEmulator::builder().native(PortSet::from(0x80..=0x80)) };
     let mut emulator = builder.build().unwrap();
     let calls = allocations(|| emulator.execute(IoInsn::out_imm8(Width::Byte, 0x80), &mut Gprs::default()).is_err());
     assert_eq!(calls, 0);
@@ -94,7 +94,7 @@ fn siblings_share_their_stubs() {
 
     // Of another kind, it has stubs of its own, with the same quirks.
     // SAFETY: nothing is executed.
-    let native = unsafe { first.sibling().native() }.build().unwrap();
+    let native = unsafe { first.sibling().native(PortSet::from(0x80..=0x80)) }.build().unwrap();
     assert_ne!(table(&first), table(&native));
     assert!(table(&native).contains("HP ProLiant SMM port") && table(&native).contains("Compact"));
     let other_layout = first.sibling().layout(StubLayout::Inline).bus(SoftwareBus::new()).build().unwrap();
@@ -135,11 +135,7 @@ fn no_access() -> QuirkTable {
     let mut quirks = QuirkTable::none();
     // SAFETY: a no-op does nothing.
     quirks.push(unsafe {
-        Quirk::new(
-            "no access",
-            |insn, _| insn == IoInsn::out_imm8(Width::Byte, 0x80),
-            |payload, _| payload.extend(&[0x0f, 0x1f, 0x00]),
-        )
+        Quirk::new("no access", Trigger::out(Width::Byte, 0x80), |payload| payload.extend(&[0x0f, 0x1f, 0x00]))
     });
     quirks
 }
@@ -157,7 +153,7 @@ fn cost() {
     // SAFETY: the stub's payload is a no-op.
     let bare = time(COUNT, || unsafe { stub.run(black_box(&mut gprs)) }.unwrap());
     // SAFETY: the one port that is permitted is not accessed.
-    let builder = || unsafe { IoEmulator::builder().quirks(no_access()).ports(PortSet::from(0x80..=0x80)).native() };
+    let builder = || unsafe { IoEmulator::builder().quirks(no_access()).native(PortSet::from(0x80..=0x80)) };
     let mut emulator = builder().build().unwrap();
     let execute = time(COUNT, || emulator.execute(insn, black_box(&mut gprs)).unwrap());
     let mut emulator = builder().events(Sum::default()).build().unwrap();

@@ -218,7 +218,7 @@ fn a_million_strings_through_the_emulator() {
         let code = &buffer[..len];
         let given = if i % 16 < 2 { rng.gprs() } else { Gprs { rdx: rng.next(), r8: 8, ..Gprs::default() } };
         let mut gprs = given;
-        match emulators[i % 4].emulate(code, &mut gprs) {
+        match emulators[i % StubLayout::ALL.len()].emulate(code, &mut gprs) {
             Ok(len) => {
                 executed += 1;
                 assert_eq!(IoInsn::decode(code).map(|decoded| decoded.1), Ok(len));

@@ -112,7 +112,7 @@ fn the_clock_is_read_for_those_who_ask() {
 #[test]
 fn a_fault_is_told() {
     // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
-    let builder = unsafe { IoEmulator::builder().ports(PortSet::from(0x80..=0x80)).native() };
+    let builder = unsafe { IoEmulator::builder().native(PortSet::from(0x80..=0x80)) };
     let mut log = Log::<false>::default();
     let mut emulator = builder.events(&mut log).build().unwrap();
     let faults = emulator.execute(IoInsn::out_imm8(Width::Byte, 0x80), &mut Gprs::default()).is_err();

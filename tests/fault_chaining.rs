@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use std::{mem, process, ptr};
 
 use common::child;
-use ioemul::{CodeSink, Gprs, IoInsn, Quirk, QuirkTable, StubLayout, StubTable, Width, fault};
+use ioemul::{CodeSink, Gprs, IoInsn, Quirk, QuirkTable, StubLayout, StubTable, Trigger, Width, fault};
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 
@@ -132,16 +132,16 @@ fn scenario() {
         }
         "stray register file, read in a helper" => {
             let table = table();
-            run_with_null(table.stub(OUT).as_ptr());
+            run_with_null(table.stub(OUT).code().as_ptr());
         }
         "stray register file, read in the stub" => {
             let table = StubTable::new(StubLayout::Inline).unwrap();
             assert!(refused(&table));
-            run_with_null(table.stub(OUT).as_ptr());
+            run_with_null(table.stub(OUT).code().as_ptr());
         }
         "a table that is gone" => {
             let table = table();
-            let entry = table.stub(OUT).as_ptr();
+            let entry = table.stub(OUT).code().as_ptr();
             let (at, code) = (table.code().as_ptr(), table.code().to_vec());
             drop(table);
             // The same bytes at the same address, but no table's.
@@ -197,7 +197,9 @@ fn scenario() {
             install(libc::SIGSEGV, count as *const () as usize, 0);
             // SAFETY: SYSCALL changes RAX, RCX and R11; the NOP is where the signal arrives.
             let quirk = unsafe {
-                Quirk::new("tgkill", |insn, _| insn == OUT, |payload, _| payload.extend(&[0x0f, 0x05, 0x90]))
+                Quirk::new("tgkill", Trigger::out_dx(Width::Byte, libc::SIGSEGV as u16), |payload| {
+                    payload.extend(&[0x0f, 0x05, 0x90]);
+                })
             };
             let mut quirks = QuirkTable::none();
             quirks.push(quirk);

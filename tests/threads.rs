@@ -11,7 +11,7 @@ use std::thread;
 use common::{Rng, forms, host};
 use ioemul::{
     CodeSink, CodeTable, Gprs, Helpers, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, Quirk, QuirkTable,
-    SoftwareBus, Stub, StubLayout, StubTable, Width,
+    SoftwareBus, Stub, StubLayout, StubTable, Trigger, Width,
 };
 
 const _: () = {
@@ -33,9 +33,8 @@ const _: () = {
 #[test]
 fn one_table_for_all() {
     // SAFETY: CPUID changes four registers.
-    let cpuid = unsafe {
-        Quirk::new("CPUID", |insn, _| insn == IoInsn::out_dx(Width::Byte), |payload, _| payload.extend(&[0x0f, 0xa2]))
-    };
+    let cpuid =
+        unsafe { Quirk::new("CPUID", Trigger::out_dx(Width::Byte, 0x80), |payload| payload.extend(&[0x0f, 0xa2])) };
     let mut quirks = QuirkTable::none();
     quirks.push(cpuid);
     let leaf = __cpuid_count(0, 0);
@@ -50,10 +49,10 @@ fn one_table_for_all() {
                             let given = Rng(seed << 8 | round).gprs();
                             let mut gprs = given;
                             // SAFETY: a stub without an access.
-                            assert_eq!(unsafe { host::call(table.stub(form.insn).as_ptr(), &mut gprs) }, 0);
-                            assert_eq!(gprs, Gprs { rflags: gprs.rflags, ..given });
+                            assert_eq!(unsafe { host::call(table.stub(form.insn).code().as_ptr(), &mut gprs) }, 0);
+                            assert_eq!(gprs, given);
                         }
-                        let mut gprs = Gprs { r9: seed, ..Gprs::default() };
+                        let mut gprs = Gprs { rdx: 0x80, r9: seed, ..Gprs::default() };
                         // SAFETY: CPUID in the place of an access.
                         unsafe { table.resolve(IoInsn::out_dx(Width::Byte), &gprs).run(&mut gprs) }.unwrap();
                         let expected = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(u64::from);
@@ -81,7 +80,7 @@ fn an_emulator_for_each_thread() {
         .map(|i| {
             let mut bus = SoftwareBus::new();
             bus.attach(0x40..=0x40, Counter(count.clone())).unwrap();
-            let layout = StubLayout::ALL[i % 4];
+            let layout = StubLayout::ALL[i % StubLayout::ALL.len()];
             IoEmulator::builder().layout(layout).ports(PortSet::all()).bus(bus).build().unwrap()
         })
         .collect();

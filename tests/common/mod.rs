@@ -5,6 +5,7 @@
 pub mod alias;
 #[cfg(target_os = "linux")]
 pub mod child;
+pub mod files;
 pub mod host;
 pub mod slots;
 pub mod walk;
