@@ -30,7 +30,7 @@ use arrayvec::ArrayVec;
 use dynasm::dynasm;
 
 use crate::helpers::{Pads, emit_helpers, emit_pads};
-use crate::stub::{CodeSink, Helper, StubLayout, StubShape, StubStyle, emit_endbr64, emit_stub as emit};
+use crate::stub::{CodeSink, StubLayout, StubShape, StubStyle, emit_endbr64, emit_stub as emit};
 use crate::{EmitError, EmitOptions, IoInsn, PortOperand, Quirk, quirk_table};
 
 mod place;
@@ -38,7 +38,7 @@ mod sink;
 mod template;
 
 pub(crate) use place::room;
-pub(crate) use sink::{SlotSink, Targets, emit_checked, with_thunk};
+pub(crate) use sink::{SlotSink, Targets, emit_checked, helpers_in, with_thunk};
 use template::Template;
 
 /// The helpers of a layout, emitted by the caller, shared by any number of stubs, and the options that these are emitted
@@ -93,8 +93,7 @@ impl Helpers {
 
     /// Name and address of each helper, for a symbol table.
     pub fn symbols(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        let own = Helper::ALL.into_iter().zip(self.targets).filter(|(helper, _)| *helper != Helper::ReturnThunk);
-        own.filter_map(|(helper, address)| Some((helper.name(), address?)))
+        helpers_in(self.targets).map(|(helper, address)| (helper.name(), address))
     }
 
     /// The quirks that stubs of this form have to look out for.

@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 
 use crate::helpers::{Depths, emit_helpers, emit_pads};
 use crate::quirk_table::{self, QuirkStub};
-use crate::slot::{SlotSink, Targets, room, with_thunk};
+use crate::slot::{SlotSink, Targets, helpers_in, room, with_thunk};
 use crate::stub::{Arena, Counter, Helper, StubStyle, as_many_as_fit};
 use crate::{EmitError, EmitOptions, Gprs, IoInsn, PortAccess, Quirk, RegisterFile};
 
@@ -70,14 +70,14 @@ impl CodeTable {
         options.check()?;
         let (mut arena, mut quirk_stubs) = (Arena::default(), ArrayVec::new_const());
         emit(buf, va, options, &mut arena, &mut quirk_stubs)?;
-        Ok(Self {
-            va,
-            style: options.style(),
-            arena,
-            return_thunk: options.return_thunk,
-            quirks: as_many_as_fit(options.quirks.iter().copied()),
-            quirk_stubs,
-        })
+        Ok(Self::new(va, options, &mut arena, &mut quirk_stubs))
+    }
+
+    #[inline(never)] // on a frame of its own, as a kernel's stack is small
+    fn new(va: u64, options: &EmitOptions<'_>, arena: &mut Arena, quirk_stubs: &mut QuirkStubs) -> Self {
+        let quirks = as_many_as_fit(options.quirks.iter().copied());
+        let (arena, quirk_stubs) = (core::mem::take(arena), core::mem::take(quirk_stubs));
+        Self { va, style: options.style(), arena, return_thunk: options.return_thunk, quirks, quirk_stubs }
     }
 
     /// The executable address of the plain stub of `insn`, whatever the quirks say: a [`StubFn`]. `None` for INS and OUTS.
@@ -175,8 +175,7 @@ impl CodeTable {
     /// Everything in the table that has a name: the helpers, then the stubs, by ascending address. For a symbol table, or
     /// a stack trace.
     pub fn symbols(&self) -> impl Iterator<Item = Symbol> + '_ {
-        let helpers = Helper::ALL.into_iter().zip(self.helpers()).filter(|helper| helper.0 != Helper::ReturnThunk);
-        let helpers = helpers.filter_map(|(helper, address)| Some((helper, address?)));
+        let helpers = helpers_in(self.helpers());
         // Each is as long as it is far to the next one; they are defined in the order of their names' list.
         let first_stub = self.address(IoInsn::strings().next().map_or(0, |insn| self.arena.stub(insn).0));
         let ends = helpers.clone().skip(1).map(|helper| helper.1).chain([first_stub]);

@@ -6,12 +6,21 @@ use super::place::room;
 use crate::EmitError;
 use crate::stub::{CodeSink, Helper};
 
-/// The addresses of helpers, in the order of [`Helper::ALL`].
-pub(crate) type Targets = [Option<u64>; Helper::COUNT];
+/// The addresses of helpers, in the order of [`Helper::ALL`]; [`NOWHERE`] of those that there are none of.
+pub(crate) type Targets = [u64; Helper::COUNT];
+
+/// No code starts at the last byte of the address space.
+const NOWHERE: u64 = u64::MAX;
 
 /// No helper yet, but the host's return thunk.
 pub(crate) fn with_thunk(return_thunk: Option<u64>) -> Targets {
-    Helper::ALL.map(|helper| return_thunk.filter(|_| helper == Helper::ReturnThunk))
+    Helper::ALL.map(|helper| return_thunk.filter(|_| helper == Helper::ReturnThunk).unwrap_or(NOWHERE))
+}
+
+/// The helpers that are there, and their addresses.
+pub(crate) fn helpers_in(targets: Targets) -> impl Iterator<Item = (Helper, u64)> + Clone {
+    let own = Helper::ALL.into_iter().zip(targets).filter(|helper| helper.0 != Helper::ReturnThunk);
+    own.filter(|helper| helper.1 != NOWHERE)
 }
 
 /// Runs `emit` without memory, checks everything, and then once more to write. Returns the number of bytes.
@@ -54,10 +63,10 @@ const MAX_PENDING: usize = 5;
 struct Pending {
     label: Label,
     /// The field, as an offset into the code, and its size.
-    field: u32,
+    field: u16,
     size: u8,
-    /// What the displacement is relative to, less the target's own offset: an offset, too.
-    base: i32,
+    /// What the displacement is relative to, less the target's own offset: counted from the field.
+    base: i8,
 }
 
 /// Writes to a slice as far as it reaches and counts on past its end.
@@ -134,8 +143,12 @@ impl<'a> SlotSink<'a> {
         match known {
             Some(target) => self.patch(field, size, base, target, label),
             None => {
-                let (field, base) = (field as u32, base as i32);
-                if self.pending.try_push(Pending { label, field, size, base }).is_err() {
+                // What waits for a label is in one stub, or among the helpers: near the start of either the memory or a table.
+                let pending = || {
+                    let base = i8::try_from(base - field as i64).ok()?;
+                    Some(Pending { label, field: u16::try_from(field).ok()?, size, base })
+                };
+                if pending().is_none_or(|pending| self.pending.try_push(pending).is_err()) {
                     self.fail(EmitError::Label { label: label.name() });
                 }
             }
@@ -148,7 +161,8 @@ impl<'a> SlotSink<'a> {
         let mut at = 0;
         while let Some(&Pending { label: wanted, field, size, base }) = self.pending.get(at) {
             if wanted == label {
-                self.patch(field as usize, size, base.into(), target, label);
+                let base = i64::from(field) + i64::from(base);
+                self.patch(field.into(), size, base, target, label);
                 let _ = self.pending.swap_pop(at);
             } else {
                 at += 1;
@@ -184,7 +198,7 @@ impl CodeSink for SlotSink<'_> {
     fn dynamic_label(&mut self, helper: Helper) {
         let here = self.settle(Label::Helper(helper));
         if let Some(target) = self.helpers.get_mut(helper as usize) {
-            *target = Some(here);
+            *target = here;
         }
     }
 
@@ -201,7 +215,7 @@ impl CodeSink for SlotSink<'_> {
 
     #[inline]
     fn dynamic_reloc(&mut self, helper: Helper, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        let known = self.helpers.get(helper as usize).copied().flatten();
+        let known = self.helpers.get(helper as usize).copied().filter(|target| *target != NOWHERE);
         self.reloc(Label::Helper(helper), known, target_offset, (field_offset, ref_offset), kind);
     }
 }

@@ -67,13 +67,27 @@ pub(crate) trait Body {
 }
 
 /// Emits one stub for `insn`, or for what a quirk puts in its place.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn emit_stub<S: CodeSink>(
     ops: &mut S,
     style: &StubStyle,
     insn: IoInsn,
     body: Option<&dyn Body>,
 ) -> StubShape {
+    let mut shape = StubShape::default();
+    emit_stub_into(ops, style, insn, body, &mut shape);
+    shape
+}
+
+/// As [`emit_stub`], for who has the shape already: a kernel's stack is small.
+#[inline(never)]
+fn emit_stub_into<S: CodeSink>(
+    ops: &mut S,
+    style: &StubStyle,
+    insn: IoInsn,
+    body: Option<&dyn Body>,
+    shape: &mut StubShape,
+) {
     let start = ops.offset();
     if style.endbr64 {
         emit_endbr64(ops);
@@ -82,9 +96,8 @@ pub(crate) fn emit_stub<S: CodeSink>(
     if is_string {
         emit_direction(ops, style);
     }
-    let mut shape = StubShape { is_string, ..StubShape::default() };
-    emit_switch(ops, style, insn, body, start, &mut shape);
-    shape
+    shape.is_string = is_string;
+    emit_switch(ops, style, insn, body, start, shape);
 }
 
 /// ENDBR64, of which dynasm does not know. Its bytes are put together here: standing in this crate's own code as they
