@@ -1,7 +1,9 @@
 //! Engines on memory that the guest owns: a slot that is rewritten for each access, and a table of every form; and how a
 //! stub is called that is for a register file of the host's.
 
-use ioemul::{CodeTable, EmitError, EmitOptions, Gprs, Helpers, IoInsn, Quirk, RegisterFile, Ring, StubLayout, emit_stub};
+use ioemul::{
+    CodeTable, EmitError, EmitOptions, Gprs, Helpers, IoInsn, Quirk, RegisterFile, Ring, StubLayout, emit_stub,
+};
 
 use crate::engine::{Engine, Refused, Returned};
 use crate::rng::Rng;
@@ -11,7 +13,7 @@ use crate::rng::Rng;
 pub struct Style {
     /// The quirks of this machine.
     pub quirks: &'static [Quirk],
-    /// The structure that stubs are called with: in its place, or at the end of a call, [`Gprs`] have what is in it.
+    /// The structure that stubs are called with: filled from [`Gprs`] for each call, and read back into them.
     pub registers: RegisterFile,
     /// Where the code runs.
     pub ring: Ring,
@@ -177,17 +179,13 @@ pub unsafe fn call(entry: u64, registers: &RegisterFile, gprs: &mut Gprs, df: bo
         // SAFETY: the caller's promise.
         return unsafe { enter(entry, (&raw mut *gprs).cast(), df) };
     }
-    let mut structure = Structure::new(registers, gprs);
-    let random = structure.words;
+    let before = Structure::new(registers, gprs);
+    let mut after = before;
     // SAFETY: the caller's promise.
-    let returned = unsafe { enter(entry, structure.registers().cast(), df) };
-    *gprs = structure.gprs(registers);
-    // With the old registers put back, nothing has changed.
-    let others = structure.with(registers, &Gprs::from_words([0; 16]));
-    assert!(
-        others == Structure { words: random }.with(registers, &Gprs::from_words([0; 16])),
-        "a stub has changed a word of the structure that is no register of its own"
-    );
+    let returned = unsafe { enter(entry, after.registers().cast(), df) };
+    *gprs = after.gprs(registers);
+    let others_are_as_before = after == before.with(registers, gprs);
+    assert!(others_are_as_before, "a stub has changed a word of the structure that is no register of its own");
     returned
 }
 
@@ -211,7 +209,7 @@ impl Structure {
 
     /// What a stub gets.
     fn registers(&mut self) -> *mut u64 {
-        self.words[Self::START..].as_mut_ptr()
+        self.words.as_mut_ptr().wrapping_add(Self::START)
     }
 
     /// Index of each register, in the order of [`Gprs::NAMES`].
