@@ -1,12 +1,14 @@
-//! The library, from the outside in: four layouts, and in each of them the emulator and the table.
+//! The library, from the outside in: every layout, and in each of them the emulator, the table, and tables for register files of
+//! hosts.
 
 use std::error::Error;
 use std::io;
 
-use hw_shared::stubs::{Slot, Style};
-use hw_shared::{Engine, Refused, by_hand};
+use hw_shared::stubs::{self, Slot, Style};
+use hw_shared::{Engine, Refused, Returned, by_hand};
 use ioemul::{
-    Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, PortAccess, PortSet, QuirkTable, Ring, StubLayout, StubTable,
+    Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, PortAccess, PortSet, Quirk, QuirkTable, RegisterFile, Ring,
+    StubLayout, StubTable,
 };
 
 /// An engine and its place in the report.
@@ -32,14 +34,19 @@ fn refused(insn: IoInsn) -> impl Fn(ioemul::Error) -> Refused {
 
 /// All of them.
 pub fn all() -> Result<Vec<Named>, Box<dyn Error>> {
-    let quirks = QuirkTable::for_platform(&DmiIdentity::read()?);
+    let mut quirks = QuirkTable::for_platform(&DmiIdentity::read()?);
+    quirks.push(Quirk::GSMI_CARRY); // our SMM handler's
     let mut engines = Vec::new();
     for layout in StubLayout::ALL.iter().copied() {
         // SAFETY: the machine is ours alone and was made for this.
-        let builder = unsafe { IoEmulator::builder().layout(layout).ports(PortSet::all()).native() };
+        let builder = unsafe { IoEmulator::builder().layout(layout).native(PortSet::all()) };
         engines.push(Named { layout, variant: "emulator", engine: Box::new(Emulator(builder.build()?)) });
-        let table = StubTable::builder().layout(layout).quirks(quirks.clone()).build()?;
-        engines.push(Named { layout, variant: "table", engine: Box::new(Table(table)) });
+        for (variant, registers) in
+            [("table", RegisterFile::GPRS), ("pt_regs", RegisterFile::PT_REGS), ("kvm_regs", RegisterFile::KVM_REGS)]
+        {
+            let builder = StubTable::builder().layout(layout).registers(registers).quirks(quirks.clone());
+            engines.push(Named { layout, variant, engine: Box::new(Table { table: builder.build()?, registers }) });
+        }
     }
     Ok(engines)
 }
@@ -52,8 +59,11 @@ pub fn by_hand() -> io::Result<Vec<Named>> {
 
 /// A slot of which one byte may be wrong.
 pub fn broken(layout: StubLayout, broken: bool) -> Result<Slot, Box<dyn Error>> {
-    let quirk = QuirkTable::for_platform(&DmiIdentity::read()?).as_slice().first().copied();
-    let style = Style { broken, quirk, ring: Ring::Three, hardened: None };
+    let quirks: &[Quirk] = match QuirkTable::for_platform(&DmiIdentity::read()?).as_slice() {
+        [] => &[],
+        _ => Quirk::BUILTIN,
+    };
+    let style = Style { broken, quirks, ring: Ring::Three, ..Style::default() };
     // SAFETY: the memory is executable, and new for each slot.
     Ok(unsafe { Slot::new(executable_memory()?, layout, style) }?)
 }
@@ -81,25 +91,42 @@ impl Engine for Emulator {
     }
 }
 
-/// The table, asked for a stub and told to run it.
-struct Table(StubTable);
+/// A table, asked for a stub and told to run it; one for another register file than [`Gprs`] has its stub called.
+struct Table {
+    table: StubTable,
+    registers: RegisterFile,
+}
+
+impl Table {
+    fn call(&self, insn: IoInsn, gprs: &mut Gprs, df: bool) -> Returned {
+        let entry = self.table.resolve(insn, gprs).code().as_ptr().expose_provenance() as u64;
+        // SAFETY: this is the stub's own address; and as below.
+        unsafe { stubs::call(entry, &self.registers, gprs, df) }
+    }
+}
 
 impl Native for Table {
     fn attempt(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), ioemul::Error> {
         // SAFETY: as for the emulator: the machine is ours alone. For INS and OUTS the caller points to memory of ours, or
         // to where there is none.
-        let result = unsafe { self.0.resolve(insn, gprs).run(gprs) };
+        let result = unsafe { self.table.resolve(insn, gprs).run(gprs) };
         result.map_err(|fault| ioemul::Error::Fault { access: PortAccess::of(insn, gprs), fault })
     }
 }
 
 impl Engine for Table {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        self.attempt(insn, gprs).map_err(refused(insn))
+        if self.registers == RegisterFile::GPRS {
+            return self.attempt(insn, gprs).map_err(refused(insn));
+        }
+        match self.call(insn, gprs, false).result {
+            0 => Ok(()),
+            _ => Err(Refused),
+        }
     }
 
-    fn entry(&mut self, insn: IoInsn, gprs: &Gprs) -> Option<u64> {
-        Some(self.0.resolve(insn, gprs).as_ptr().expose_provenance() as u64)
+    fn call_with_df(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Option<Returned> {
+        Some(self.call(insn, gprs, true))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::process::Command;
 
-use hw_shared::model::{Model, polls};
+use hw_shared::model::Model;
 use hw_shared::{Engine, Example, compare};
 use ioemul::{Gprs, IoInsn};
 
@@ -20,8 +20,7 @@ pub fn run(example: &Example) -> Result<String, Box<dyn Error>> {
     for (insn, before, after) in &accesses {
         let mut expected = *before;
         model.execute(*insn, &mut expected).expect("the model refuses nothing");
-        let flags = if polls(*insn, before) { 0 } else { Gprs::STATUS_FLAGS };
-        compare(after, &expected, flags).map_err(|first| format!("{insn} (port {:#x}): {first}", insn.port(before)))?;
+        compare(after, &expected).map_err(|first| format!("{insn} (port {:#x}): {first}", insn.port(before)))?;
     }
     if accesses.len() != example.accesses {
         return Err(format!("{} accesses, should be {}", accesses.len(), example.accesses).into());

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use hw_shared::{Chipset, Engine, HANDLER_ADDRESS, SMI_COMMAND, handler};
+use hw_shared::{Chipset, Engine, HANDLER_ADDRESS, handler};
 
 /// Mounts a pseudo file system on a directory of the initramfs.
 pub fn mount(kind: &str, at: &str) {
@@ -17,11 +17,7 @@ pub fn mount(kind: &str, at: &str) {
 /// Puts the handler into SMRAM; a deaf one answers some other command.
 pub fn install_smm_handler(chipset: Chipset, engine: &mut dyn Engine, deaf: bool) -> io::Result<()> {
     let refused = |_| io::Error::other("the chipset's ports fault");
-    let mut code = handler().to_vec();
-    if deaf {
-        let command = code.iter_mut().find(|byte| **byte == SMI_COMMAND).expect("the handler compares with it");
-        *command ^= 0xff;
-    }
+    let code: Vec<u8> = handler(deaf).collect();
     chipset.enable_smi(engine).map_err(refused)?;
     chipset.open_smram(engine, true).map_err(refused)?;
     std::fs::File::options().write(true).open("/dev/mem")?.write_all_at(&code, HANDLER_ADDRESS as u64)?;

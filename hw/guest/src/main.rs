@@ -16,7 +16,10 @@ use hw_shared::{
     CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Kind, Line, Linux, Machine, Mix, Mode, Params,
     Place, Rng, compare, run_broken, run_check, script, soak,
 };
-use ioemul::{DmiIdentity, Gprs, IoInsn, IoPrivilegeLevel, PROLIANT_POLL_LIMIT, StubLayout, Width};
+use ioemul::{
+    Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, IoPrivilegeLevel, PROLIANT_POLL_LIMIT, PortPermissions, PortSet,
+    Quirk, QuirkTable, StubLayout, Width,
+};
 
 use engines::{Named, Native};
 
@@ -69,7 +72,9 @@ fn record(console: &mut File, engines: &mut [Named], params: &Params) -> Result<
     let _privilege = IoPrivilegeLevel::acquire()?;
     prepare_smm(engines, params)?;
     let mut lines = String::new();
-    for Named { layout, engine, .. } in engines.iter_mut().filter(|engine| engine.variant != "table") {
+    for Named { layout, engine, .. } in
+        engines.iter_mut().filter(|engine| ["emulator", "by hand"].contains(&engine.variant))
+    {
         script::record(&format_args!("{layout:?}"), &mut **engine, params, &mut lines)?;
     }
     if params.mode == Mode::Record {
@@ -160,6 +165,7 @@ fn run_one(
         Linux::Nobody => privilege::nobody(params.control),
         Linux::Lockdown => privilege::lockdown(),
         Linux::Busy => busy(engine, shown),
+        Linux::QuirkDenied => quirk_denied(engine, shown),
         Linux::Example(example) => {
             let printed = examples::run(example)?;
             if example.shown {
@@ -189,9 +195,49 @@ fn busy(engine: &mut dyn Native, shown: &mut Vec<String>) -> Result<u64, Box<dyn
     let (mut gprs, start) = (before, Instant::now());
     engine.attempt(insn, &mut gprs)?;
     let waited = start.elapsed();
-    compare(&gprs, &Gprs { rax: before.rax & !0xff | 0xd1, ..before }, 0)?;
+    compare(&gprs, &Gprs { rax: before.rax & !0xff | 0xd1, ..before })?;
     if shown.is_empty() {
         shown.push(format!("given up after {PROLIANT_POLL_LIMIT} reads, here {} ms", waited.as_millis()));
     }
     Ok(1)
+}
+
+/// Is a quirk refused that would read a port of which only writing is permitted, before anything is written?
+fn quirk_denied(engine: &mut dyn Native, shown: &mut Vec<String>) -> Result<u64, Box<dyn Error>> {
+    const LATCH: u16 = 0xe0;
+    let mut rng = Rng::new(0);
+    // That of this machine, at its own port; and the same at a port that shows whether it was written.
+    let moved: QuirkTable = [Quirk::PROLIANT.at_port(LATCH)].into_iter().collect();
+    let this_machine = QuirkTable::for_platform(&DmiIdentity::read()?);
+    for (quirks, port) in [(this_machine, 0xcd4), (moved, LATCH)] {
+        let ports = PortPermissions { read: PortSet::none(), write: PortSet::from(port..=port) };
+        // SAFETY: the machine is ours alone and was made for this.
+        let mut emulator = unsafe { IoEmulator::builder().quirks(quirks).native(ports) }.build()?;
+        let out = IoInsn::out_dx(Width::Byte);
+        let with_al = |gprs: Gprs, al: u64| Gprs {
+            rax: gprs.rax & !0xff | al,
+            rdx: gprs.rdx & !0xffff | u64::from(port),
+            ..gprs
+        };
+        // Without bit 7 the quirk does not take the access.
+        emulator.execute(out, &mut with_al(rng.gprs(), 0x05))?;
+        let before = with_al(rng.gprs(), 0x85);
+        let mut gprs = before;
+        match emulator.execute(out, &mut gprs) {
+            Err(
+                error @ ioemul::Error::QuirkDenied {
+                    port: denied, width: Width::Byte, direction: Direction::In, ..
+                },
+            ) if denied == port => shown.push(error.to_string()),
+            Err(error) => return Err(error.into()),
+            Ok(()) => return Err(format!("the quirk read port {port:#x}, which was not permitted").into()),
+        }
+        compare(&gprs, &before)?;
+    }
+    let mut gprs = rng.gprs();
+    engine.attempt(IoInsn::in_imm8(Width::Byte, LATCH as u8), &mut gprs)?;
+    match gprs.rax as u8 {
+        0x05 => Ok(5),
+        value => Err(format!("the latch holds {value:#x}, and should hold what was permitted").into()),
+    }
 }

@@ -2,16 +2,14 @@
 //! and how far the device does.
 
 use hw_shared::fifo::{DEPTH, Fifo};
-use hw_shared::stubs::call_with_df;
-use hw_shared::{Engine, Rng, after_elements, compare, counts, is_addr32, string_registers};
-use ioemul::{Direction, Gprs, IoInsn};
+use hw_shared::{DF, Engine, Returned, Rng, after_elements, compare, counts, is_addr32, string_registers};
+use ioemul::{Direction, IoInsn};
 
 use crate::engines::Native;
 use crate::machine;
 
 /// So many elements are asked for: what the FIFO holds.
 const COUNT: u64 = DEPTH as u64;
-const DF: u64 = 1 << 10;
 
 /// Every form, with every number of elements that fit, and with an element that lies astride.
 pub fn run(engine: &mut dyn Native) -> Result<u64, String> {
@@ -53,13 +51,12 @@ fn one(engine: &mut dyn Native, rng: &mut Rng, memory: &mut [u8], attempt: Attem
         _ => &mut before.rsi,
     };
     *pointer = if is_addr32(insn) { *pointer & !0xffff_ffff | start } else { start };
-    let mut after = after_elements(insn, &before, fit);
+    let after = after_elements(insn, &before, fit);
     let mut gprs = before;
     let result = engine.attempt(insn, &mut gprs);
     if fit == count {
         result.map_err(|error| error.to_string())?;
-        after.rflags = Gprs::FLAGS_AT_IO;
-        compare(&gprs, &after, Gprs::STATUS_FLAGS).map_err(|first| first.to_string())?;
+        compare(&gprs, &after).map_err(|first| first.to_string())?;
     } else {
         // The access was a user's, to a page that is not there; for INS a write.
         let code = if insn.direction == Direction::In { 6 } else { 4 };
@@ -70,18 +67,17 @@ fn one(engine: &mut dyn Native, rng: &mut Rng, memory: &mut [u8], attempt: Attem
             Err(error) => return Err(format!("{error}, should be a page fault at {end:#x}, error code {code}")),
             Ok(()) => return Err("no fault".into()),
         }
-        compare(&gprs, &after, u64::MAX).map_err(|first| first.to_string())?;
+        compare(&gprs, &after).map_err(|first| first.to_string())?;
         check_data(engine, insn, fit as usize, &memory[at..])?;
         // The same once more, for a caller whose DF is set.
         prepare(engine, insn, &mut memory[at..])?;
         gprs = before;
-        let entry = engine.entry(insn, &gprs).ok_or("the stub cannot be called")?;
-        // SAFETY: the stub's own address, and registers that point to memory of ours or to none.
-        let (result, flags) = unsafe { call_with_df(entry, &mut gprs) };
-        if (result as u8, flags & DF) != (14, DF) {
-            return Err(format!("called with DF set: RAX is {result:#x}, RFLAGS {flags:#x}"));
+        let returned = engine.call_with_df(insn, &mut gprs).ok_or("the stub cannot be called")?;
+        let Returned { result, rflags } = returned;
+        if (result, rflags & DF) != (1, DF) {
+            return Err(format!("called with DF set: RAX is {result:#x}, RFLAGS {rflags:#x}"));
         }
-        compare(&gprs, &after, u64::MAX).map_err(|first| format!("called with DF set: {first}"))?;
+        compare(&gprs, &after).map_err(|first| format!("called with DF set: {first}"))?;
     }
     check_data(engine, insn, fit as usize, &memory[at..])
 }

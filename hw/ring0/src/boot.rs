@@ -1,4 +1,5 @@
-//! From PVH's 32-bit entry to 64-bit Rust: page tables that map the first GiB as it lies, long mode, SSE, a stack.
+//! From PVH's 32-bit entry to 64-bit Rust: page tables that map the first GiB and the local APIC as they lie, long mode,
+//! SSE, a stack.
 
 core::arch::global_asm!(
     // XEN_ELFNOTE_PHYS32_ENTRY (18): where to start, in 32-bit protected mode with paging off and EBX = start info.
@@ -24,6 +25,10 @@ core::arch::global_asm!(
     "jns 2b",
     "lea eax, [boot_page_directory + 3]",
     "mov [boot_pdpt], eax",
+    // And one for the local APIC at 0xFEE00000, in the fourth GiB: not cached.
+    "mov dword ptr [boot_apic_directory + 0x1f7 * 8], 0xfee00093",
+    "lea eax, [boot_apic_directory + 3]",
+    "mov [boot_pdpt + 3 * 8], eax",
     "lea eax, [boot_pdpt + 3]",
     "mov [boot_pml4], eax",
     "lea eax, [boot_pml4]",
@@ -69,6 +74,8 @@ core::arch::global_asm!(
     "boot_pdpt:",
     ".skip 4096",
     "boot_page_directory:",
+    ".skip 4096",
+    "boot_apic_directory:",
     ".skip 4096",
     ".skip 65536",
     "boot_stack_top:",

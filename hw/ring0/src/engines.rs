@@ -1,9 +1,9 @@
-//! The library in ring 0: four layouts, and in each of them a slot, a table and a hardened slot, one after the other in
-//! the same memory.
+//! The library in ring 0: every layout, and in each of them the variants of [`RING0_VARIANTS`], one after the other in the
+//! same memory.
 
 use hw_shared::stubs::{Slot, Style, Table, Thunk};
 use hw_shared::{Engine, RING0_VARIANTS};
-use ioemul::{StubLayout, Quirk, Ring};
+use ioemul::{DmiStrings, Quirk, RegisterFile, Ring, StubLayout};
 
 use crate::smbios;
 
@@ -44,16 +44,22 @@ fn thunk() -> Thunk {
     }
 }
 
-/// The quirk of this machine.
-fn quirk() -> Option<Quirk> {
+/// The quirks of this machine: that of our SMM handler, and ProLiant's where it is one.
+fn quirks() -> &'static [Quirk] {
+    const QUIRKS: &[Quirk] = &[Quirk::GSMI_CARRY, Quirk::PROLIANT];
     let (vendor, product) = smbios::vendor_and_product();
-    Quirk::BUILTIN.into_iter().find(|quirk| quirk.is_on_platform(vendor, product))
+    match Quirk::PROLIANT.is_on_platform(&DmiStrings::new(vendor, product)) {
+        true => QUIRKS,
+        false => &QUIRKS[..1],
+    }
 }
 
 /// Calls `visit` with the layout, the variant and the engine, for each in turn.
 pub fn for_each(mut visit: impl FnMut(StubLayout, &'static str, &mut dyn Engine)) {
-    let style = Style { quirk: quirk(), ring: Ring::Zero, ..Style::default() };
+    let style = Style { quirks: quirks(), ring: Ring::Zero, ..Style::default() };
     let hardened = Style { hardened: Some(thunk()), ..style };
+    let pt_regs = Style { registers: RegisterFile::PT_REGS, ..hardened };
+    let kvm_regs = Style { registers: RegisterFile::KVM_REGS, ..style };
     for layout in StubLayout::ALL.iter().copied() {
         for &variant in RING0_VARIANTS {
             let memory = memory();
@@ -62,21 +68,26 @@ pub fn for_each(mut visit: impl FnMut(StubLayout, &'static str, &mut dyn Engine)
                 match variant {
                     "slot" => visit(layout, variant, &mut Slot::new(memory, layout, style).expect("it fits")),
                     "table" => visit(layout, variant, &mut Table::new(memory, layout, style).expect("it fits")),
-                    _ => visit(layout, variant, &mut Slot::new(memory, layout, hardened).expect("it fits")),
+                    "hardened" => visit(layout, variant, &mut Slot::new(memory, layout, hardened).expect("it fits")),
+                    "pt_regs" => visit(layout, variant, &mut Table::new(memory, layout, pt_regs).expect("it fits")),
+                    _ => visit(layout, variant, &mut Slot::new(memory, layout, kvm_regs).expect("it fits")),
                 }
             }
         }
     }
 }
 
-/// One of four slots that can be used side by side, of which one byte may be wrong.
+/// How many layouts there are.
+pub const LAYOUTS: usize = StubLayout::ALL.len();
+
+/// One of as many slots as there are layouts, to be used side by side; one byte of it may be wrong.
 pub fn slot(layout: StubLayout, place: usize, broken: bool) -> Slot {
-    const SIZE: usize = size_of::<Memory>() / 4;
-    assert!(place < 4);
-    // SAFETY: all memory is executable here, this is a quarter of ours, and nobody asks for it twice at a time.
+    const SIZE: usize = size_of::<Memory>() / LAYOUTS;
+    assert!(place < LAYOUTS);
+    // SAFETY: all memory is executable here, this part of ours is for this place, and nobody asks for it twice at a time.
     unsafe {
-        let quarter = core::ptr::slice_from_raw_parts_mut(memory().cast::<u8>().add(place * SIZE), SIZE);
-        Slot::new(quarter, layout, Style { broken, quirk: quirk(), ..Style::default() }).expect("it fits")
+        let part = core::ptr::slice_from_raw_parts_mut(memory().cast::<u8>().add(place * SIZE), SIZE);
+        Slot::new(part, layout, Style { broken, quirks: quirks(), ..Style::default() }).expect("it fits")
     }
 }
 

@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::fmt;
 
-use hw_shared::{Chipset, Engine, HANDLER_ADDRESS, Refused, SMI_COMMAND, handler};
+use hw_shared::{Chipset, Engine, HANDLER_ADDRESS, Refused, handler};
 
 /// COM1. (This is the report, not a check: plain OUTs will do.)
 pub struct Serial;
@@ -26,12 +26,24 @@ pub fn power_off() -> ! {
     }
 }
 
+/// Tells the local APIC that its timer, once the SMM handler has set it, ends in an SMI. (QEMU looks at the delivery mode of
+/// this entry as at that of any other.)
+pub fn let_the_timer_raise_smis() {
+    const APIC: usize = 0xfee0_0000;
+    const SOFTWARE_ENABLE: u32 = 0x1ff;
+    const ONE_SHOT_SMI: u32 = 0x200;
+    const DIVIDE_BY_1: u32 = 0xb;
+    for (register, value) in [(0xf0, SOFTWARE_ENABLE), (0x320, ONE_SHOT_SMI), (0x3e0, DIVIDE_BY_1)] {
+        // SAFETY: the APIC is mapped as it lies, and nobody else uses it.
+        unsafe { ((APIC + register) as *mut u32).write_volatile(value) };
+    }
+}
+
 /// Puts the handler into SMRAM; a deaf one answers some other command.
 pub fn install_smm_handler(chipset: Chipset, engine: &mut dyn Engine, deaf: bool) -> Result<(), Refused> {
     chipset.enable_smi(engine)?;
     chipset.open_smram(engine, true)?;
-    for (offset, &byte) in handler().iter().enumerate() {
-        let byte = if deaf && byte == SMI_COMMAND { !byte } else { byte };
+    for (offset, byte) in handler(deaf).enumerate() {
         // SAFETY: SMRAM is open and mapped as it lies, and nobody else has a reference to it.
         unsafe { ((HANDLER_ADDRESS + offset) as *mut u8).write_volatile(byte) };
     }

@@ -13,6 +13,7 @@ use hw_shared::model::Model;
 use hw_shared::{CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script, soak};
 use ioemul::StubLayout;
 
+use engines::LAYOUTS;
 use machine::Serial;
 
 extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
@@ -30,6 +31,7 @@ extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
 
 /// Puts our handler into SMRAM.
 fn prepare_smm(params: &Params) {
+    machine::let_the_timer_raise_smis();
     let engine = &mut engines::slot(StubLayout::CallRet, 0, false);
     let chipset = Chipset::probe(engine).expect("nothing faults in ring 0");
     let deaf = params.control && matches!(params.mode, Mode::Checks(_));
@@ -65,11 +67,10 @@ fn record(params: &Params) {
 
 /// The mix, on a slot of each layout in turn, next to the model.
 fn soak(devices: Devices, params: &Params) {
-    let mut slots = core::array::from_fn::<_, 4, _>(|n| engines::slot(StubLayout::ALL[n], n, params.control && n == 3));
-    let [a, b, c, d] = &mut slots;
-    let mut mix = Mix::new(params.seed, devices);
-    match soak::soak(&mut [a, b, c, d], &mut mix, &mut Model::new(params.proliant), |accesses| accesses < params.count)
-    {
+    let broken = |n| params.control && n == LAYOUTS - 1;
+    let mut slots = core::array::from_fn::<_, LAYOUTS, _>(|n| engines::slot(StubLayout::ALL[n], n, broken(n)));
+    let (mut mix, mut model) = (Mix::new(params.seed, devices), Model::new(params.proliant));
+    match soak::soak(&mut slots.each_mut(), &mut mix, &mut model, |accesses| accesses < params.count) {
         Ok(counts) => print(format_args!("ioemul|soak|{counts}|ok\n")),
         Err((turn, failure)) => print(format_args!("ioemul|soak|{:?}, slot|{failure}\n", StubLayout::ALL[turn])),
     }

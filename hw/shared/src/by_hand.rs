@@ -1,5 +1,5 @@
-//! The same job as a stub, written by hand and sharing nothing with the library: load fifteen registers, call the I/O
-//! instruction, store fifteen registers and the flags.
+//! The same job as a stub, written by hand and sharing nothing with the library: load the status flags and fifteen
+//! registers, call the I/O instruction, store them.
 //!
 //! This is how the reference run enters Xen: the instruction traps there and Xen's own stub executes it.
 
@@ -16,7 +16,15 @@ core::arch::global_asm!(
     "push r15",
     "push rdi",
     "push rsi",
-    "cmp rsi, rsi", // ZF and PF set, the other status flags clear
+    // The guest's status flags among the host's other ones. No MOV changes them.
+    "mov rax, [rdi + 120]",
+    "and eax, {status_flags}",
+    "pushfq",
+    "pop rcx",
+    "and ecx, {other_flags}",
+    "or rcx, rax",
+    "push rcx",
+    "popfq",
     "mov rax, [rdi]",
     "mov rbx, [rdi + 8]",
     "mov rcx, [rdi + 16]",
@@ -49,7 +57,12 @@ core::arch::global_asm!(
     "mov [rdi + 104], r14",
     "mov [rdi + 112], r15",
     "pushfq",
-    "pop [rdi + 120]",
+    "pop rax",
+    "and eax, {status_flags}",
+    "mov rcx, [rdi + 120]",
+    "and rcx, {other_flags}",
+    "or rcx, rax",
+    "mov [rdi + 120], rcx",
     "pop rsi",
     "pop rax",
     "mov [rdi + 40], rax",
@@ -60,6 +73,8 @@ core::arch::global_asm!(
     "pop rbp",
     "pop rbx",
     "ret",
+    status_flags = const 0x8d5, // CF, PF, AF, ZF, SF, OF
+    other_flags = const !0x8d5,
 );
 
 unsafe extern "sysv64" {

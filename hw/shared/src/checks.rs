@@ -1,8 +1,9 @@
 //! The table of checks: every access, with its registers in and its registers out. To add a check, add a row.
 
-use ioemul::{Gprs, IoInsn, Width::*};
+use ioemul::{Gprs, IoInsn, PortOperand, Width::*};
 
 use crate::model::{MEMORY, MOUSE_COMMAND_READ_ID, MOUSE_ID, VMWARE_MAGIC, VMWARE_PORT};
+use crate::smm::{KEEP_CARRY, SET_CARRY, SMI_COMMAND, SMI_PORT};
 
 /// The HP machine that the quirk is for, as QEMU is told to impersonate it.
 pub const DMI_VENDOR: &str = "HP";
@@ -29,6 +30,10 @@ pub enum Kind {
     Fifo,
     /// SMIs with random registers, compared with the handler's model; as many as the parameters say.
     RandomSmis,
+    /// The carry handshake of Google's GSMI: with a handler that does not clear CF.
+    Carry,
+    /// The same, with a handler that clears CF in a second SMI, a while after the first.
+    CarryLate,
     /// Every access of every script, before the process has I/O privilege: a fault, with the registers as given.
     Unprivileged,
     /// A stub of which one byte was changed: the comparison has to notice.
@@ -56,6 +61,8 @@ pub enum Linux {
     Lockdown,
     /// A ProLiant mailbox that stays busy.
     Busy,
+    /// A quirk that would read a port of which only writing is permitted.
+    QuirkDenied,
     /// One of the library's examples, as a process of its own, on the hardware.
     Example(&'static Example),
 }
@@ -74,7 +81,7 @@ pub struct Example {
 }
 
 /// The examples that run in the guest.
-pub const EXAMPLES: [Example; 4] = [
+pub const EXAMPLES: &[Example] = &[
     Example { name: "in_out_byte", arguments: &[], accesses: 4, shown: false },
     Example { name: "vmware_backdoor", arguments: &[], accesses: 4, shown: true },
     Example { name: "smm_mailbox", arguments: &["0x5a"], accesses: 1, shown: false },
@@ -131,8 +138,6 @@ pub enum After {
     Value(u32),
     /// Whole registers.
     Regs(&'static [(Reg, u64)]),
-    /// As [`After::Value`], with status flags that belong to a poll loop and not to the device.
-    Polled(u32),
     /// Whatever [`crate::exchange`] says.
     Smm,
 }
@@ -147,6 +152,7 @@ pub enum Reg {
     Rdx,
     Rsi,
     Rdi,
+    Rflags,
 }
 
 impl Reg {
@@ -159,6 +165,7 @@ impl Reg {
             Reg::Rdx => &mut gprs.rdx,
             Reg::Rsi => &mut gprs.rsi,
             Reg::Rdi => &mut gprs.rdi,
+            Reg::Rflags => &mut gprs.rflags,
         }
     }
 }
@@ -181,8 +188,25 @@ const fn vmware(set: &'static [(Reg, u32)], after: &'static [(Reg, u64)]) -> Ste
 /// Nothing changes: what most OUTs do.
 const NOTHING: After = After::Regs(&[]);
 
-use After::{Polled, Regs, Value};
+use After::{Regs, Value};
 use Reg::*;
+
+/// A call of the SMM handler: what RBX says of CF, and the flags of before.
+macro_rules! smi {
+    ($insn:expr, $rbx:expr, $rflags:expr) => {
+        Step {
+            insn: $insn,
+            dx: if matches!($insn.operand, PortOperand::Dx) { Some(SMI_PORT) } else { None },
+            set: &[(Rax, SMI_COMMAND as u32), (Rbx, $rbx as u32), (Rflags, $rflags as u32)],
+            after: After::Smm,
+        }
+    };
+}
+
+/// All status flags are set, and all other bits, which no stub may take notice of.
+const SET: u64 = u64::MAX;
+/// The status flags are clear, all other bits set.
+const CLEAR: u64 = !Gprs::STATUS_FLAGS;
 
 /// Says that it is there, which is kept until it is asked for; the upper halves of six registers get lost.
 const MOUSE_READ_ID: Step = vmware(
@@ -333,20 +357,33 @@ pub const CHECKS: &[Check] = &[
     // poll, without it the command.
     Check {
         name: "ProLiant quirk",
-        kind: Kind::Script(&[dx(IoInsn::out_dx(Byte), 0xcd4, &[(Rax, 0x85)], Polled(0x51))]),
+        kind: Kind::Script(&[dx(IoInsn::out_dx(Byte), 0xcd4, &[(Rax, 0x85)], Value(0x51))]),
     },
+    Check { name: "quirk refused: a port lacks", kind: Kind::Linux(Linux::QuirkDenied) },
     Check { name: "ProLiant: busy for ever", kind: Kind::Linux(Linux::Busy) },
     Check {
         name: "SMM: 15 registers and CF",
         kind: Kind::Script(&[
-            dx(IoInsn::out_dx(Byte), crate::SMI_PORT, &[(Rax, 0x5a), (Rbx, 0x1000)], After::Smm),
-            dx(IoInsn::out_dx(Byte), crate::SMI_PORT, &[(Rax, 0x5a), (Rbx, 0x1001)], After::Smm),
-            imm(IoInsn::out_imm8(Byte, crate::SMI_PORT as u8), &[(Rax, 0x5a), (Rbx, 0x1000)], After::Smm),
-            imm(IoInsn::out_imm8(Byte, crate::SMI_PORT as u8), &[(Rax, 0x5a), (Rbx, 0x1001)], After::Smm),
-            dx(IoInsn::out_dx(Word), crate::SMI_PORT, &[(Rax, 0x5a), (Rbx, 0x1001)], After::Smm),
+            // CF is cleared, set, and left alone (twice), where it was set and where it was clear.
+            smi!(IoInsn::out_dx(Byte), 0, SET),
+            smi!(IoInsn::out_dx(Byte), SET_CARRY, SET),
+            smi!(IoInsn::out_dx(Byte), KEEP_CARRY, SET),
+            smi!(IoInsn::out_dx(Byte), SET_CARRY | KEEP_CARRY, SET),
+            smi!(IoInsn::out_dx(Byte), 0, CLEAR),
+            smi!(IoInsn::out_dx(Byte), SET_CARRY, CLEAR),
+            smi!(IoInsn::out_dx(Byte), KEEP_CARRY, CLEAR),
+            smi!(IoInsn::out_dx(Byte), SET_CARRY | KEEP_CARRY, CLEAR),
+            smi!(IoInsn::out_imm8(Byte, SMI_PORT as u8), 0, SET),
+            smi!(IoInsn::out_imm8(Byte, SMI_PORT as u8), SET_CARRY, CLEAR),
+            smi!(IoInsn::out_imm8(Byte, SMI_PORT as u8), KEEP_CARRY, SET),
+            smi!(IoInsn::out_imm8(Byte, SMI_PORT as u8), KEEP_CARRY, CLEAR),
+            smi!(IoInsn::out_dx(Word), 0, SET),
+            smi!(IoInsn::out_dx(Word), SET_CARRY, CLEAR),
         ]),
     },
     Check { name: "SMM: random registers", kind: Kind::RandomSmis },
+    Check { name: "GSMI: CF is never cleared", kind: Kind::Carry },
+    Check { name: "GSMI: CF is cleared late", kind: Kind::CarryLate },
     Check { name: "a broken stub is noticed", kind: Kind::Broken },
     // Last: they open their ports themselves.
     Check { name: "example in_out_byte", kind: Kind::Linux(Linux::Example(&EXAMPLES[0])) },

@@ -6,8 +6,7 @@
 
 use ioemul::{Direction, Gprs, IoInsn, Width};
 
-use crate::Mismatch;
-use crate::engine::{Engine, Failure, Refused};
+use crate::engine::{Engine, Failure, Mismatch, Refused};
 use crate::strings::{Strings, counts};
 
 /// The second serial port, which is nobody's console.
@@ -71,7 +70,7 @@ impl Fifo {
 /// Every form: as many elements as fit, sent at once, fetched in two goes; and a count of 0, which sends and fetches
 /// nothing. Returns the number of instructions.
 pub fn fifo(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure> {
-    let mut run = Strings::new(engine, PORT, 0);
+    let mut run = Strings::new(engine, PORT);
     for outs in IoInsn::strings().filter(|insn| insn.direction == Direction::Out) {
         let ins = IoInsn { direction: Direction::In, ..outs };
         let bytes = usize::from(outs.width.bytes());

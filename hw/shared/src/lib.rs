@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod by_hand;
+mod carry;
 mod checks;
 mod engine;
 pub mod fifo;
@@ -13,6 +14,7 @@ pub mod model;
 mod params;
 mod report;
 mod rng;
+mod run;
 pub mod script;
 mod smm;
 pub mod soak;
@@ -20,10 +22,11 @@ mod strings;
 pub mod stubs;
 
 pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, EXAMPLES, Example, Kind, Linux, Machine, Reg, Step};
-pub use engine::{Engine, Failure, Mismatch, Refused, compare, is_addr32, run_broken, run_check, run_steps};
+pub use engine::{DF, Engine, Failure, Mismatch, Refused, Returned, compare, is_addr32};
 pub use mix::{Devices, Mix};
 pub use params::{Mode, Params};
-pub use report::{Line, Place, RING0_VARIANTS, RING3_VARIANTS};
+pub use report::{Line, NATIVE_VARIANTS, Place, RING0_VARIANTS, RING3_VARIANTS};
 pub use rng::Rng;
+pub use run::{run_broken, run_check, run_steps};
 pub use smm::{Chipset, HANDLER_ADDRESS, SMI_COMMAND, SMI_PORT, exchange, handler};
 pub use strings::{after_elements, counts, string_registers};

@@ -3,7 +3,8 @@
 use ioemul::{Gprs, IoInsn, Width};
 
 use crate::model::{CMOS_SPARE, PROLIANT_PORT, VMWARE_MAGIC, VMWARE_PORT};
-use crate::{Rng, SMI_COMMAND, SMI_PORT};
+use crate::rng::Rng;
+use crate::smm::{SMI_COMMAND, SMI_PORT};
 
 /// Which devices take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

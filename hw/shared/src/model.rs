@@ -4,7 +4,8 @@
 
 use ioemul::{Direction, Gprs, IoInsn, Width};
 
-use crate::{Engine, Refused, SMI_PORT, exchange};
+use crate::engine::{Engine, Refused};
+use crate::smm::{SMI_PORT, exchange};
 
 /// Port of the VMware backdoor, and what EAX must hold there.
 pub const VMWARE_PORT: u16 = 0x5658;
@@ -138,7 +139,6 @@ impl Engine for Model {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
         let (port, width) = (insn.port(gprs), insn.width);
         let poll = self.proliant && polls(insn, gprs);
-        gprs.rflags = Gprs::FLAGS_AT_IO;
         match insn.direction {
             Direction::In => {
                 let value = self.input(port, width, gprs);

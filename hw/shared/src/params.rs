@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::Machine;
+use crate::checks::Machine;
 
 /// What a guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

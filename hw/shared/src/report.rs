@@ -5,7 +5,7 @@ use core::fmt;
 
 use ioemul::StubLayout;
 
-use crate::{Kind, Linux};
+use crate::checks::{Kind, Linux};
 
 /// Where the library runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,22 +16,30 @@ pub enum Place {
     Ring0,
 }
 
-/// In ring 3 every check runs through the safe front door and through the table beneath it.
-pub const RING3_VARIANTS: &[&str] = &["emulator", "table"];
-/// In ring 0, through a slot rewritten for each access, a table of all forms, and a hardened slot (ENDBR64 at the entry,
-/// INT3 behind it, a return thunk in place of RET).
-pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened"];
+/// In ring 3 every check runs through the safe front door, through the table beneath it, and through tables for two register
+/// files of hosts.
+pub const RING3_VARIANTS: &[&str] = &["emulator", "table", "pt_regs", "kvm_regs"];
+/// In ring 0, through a slot rewritten for each access, a table of all forms, a hardened slot (ENDBR64 at the entry,
+/// INT3 behind it, a return thunk in place of RET), and a hardened table and a slot for register files of hosts.
+pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened", "pt_regs", "kvm_regs"];
+/// Those of ring 3 that say what a fault was.
+pub const NATIVE_VARIANTS: &[&str] = &["emulator", "table"];
+/// Those of ring 3 whose stubs can be called by hand.
+const STUBS: &[&str] = &["table", "pt_regs", "kvm_regs"];
 
 impl Kind {
     /// The ways in which a check runs in one layout. Only stubs themselves can be called by hand, with DF set or with
-    /// pointers to memory that is not there; and what is not a matter of the layout runs once.
+    /// pointers to memory that is not there; and what is not a matter of the layout runs once. Ring 3
+    /// has no timer of its own to raise a late SMI with.
     pub fn variants(&self, place: Place, layout: StubLayout) -> &'static [&'static str] {
         match (self, place) {
             (Kind::Broken, _) => &["patched slot"],
             (Kind::Unprivileged | Kind::Linux(_), Place::Ring0) => &[],
             (_, Place::Ring0) => RING0_VARIANTS,
-            (Kind::Backwards | Kind::Linux(Linux::PageFault), Place::Ring3) => &["table"],
-            (Kind::Linux(Linux::Permission | Linux::Level | Linux::Busy), Place::Ring3) => RING3_VARIANTS,
+            (Kind::CarryLate, Place::Ring3) => &[],
+            (Kind::Backwards | Kind::Carry, Place::Ring3) => STUBS,
+            (Kind::Linux(Linux::PageFault), Place::Ring3) => &["table"],
+            (Kind::Linux(Linux::Permission | Linux::Level | Linux::Busy), Place::Ring3) => NATIVE_VARIANTS,
             (Kind::Linux(_), Place::Ring3) if layout == StubLayout::default() => &["process"],
             (Kind::Linux(_), Place::Ring3) => &[],
             (_, Place::Ring3) => RING3_VARIANTS,

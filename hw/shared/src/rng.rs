@@ -18,10 +18,8 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A register file of random words; RFLAGS, which is output only, starts as zero.
+    /// A register file of random words, RFLAGS included: the bits that are not the guest's to set have to come back, too.
     pub fn gprs(&mut self) -> ioemul::Gprs {
-        let mut words = [0; 16];
-        words[..15].fill_with(|| self.next());
-        ioemul::Gprs::from_words(words)
+        ioemul::Gprs::from_words(core::array::from_fn(|_| self.next()))
     }
 }

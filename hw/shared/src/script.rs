@@ -5,7 +5,11 @@ use core::fmt;
 
 use ioemul::{Gprs, IoInsn};
 
-use crate::{CHECKS, Devices, Engine, Kind, Mix, Params, Rng};
+use crate::checks::{CHECKS, Kind};
+use crate::engine::{Engine, Refused};
+use crate::mix::{Devices, Mix};
+use crate::params::Params;
+use crate::rng::Rng;
 
 /// Calls `visit` with the name, the instruction and the registers of each access.
 pub fn for_each_access(params: &Params, mut visit: impl FnMut(&'static str, IoInsn, Gprs)) {
@@ -38,19 +42,19 @@ pub fn record(
         let outcome = engine.execute(insn, &mut gprs);
         result = result.and_then(|()| match outcome {
             Ok(()) => writeln!(out, "ioemul|access|{number}|{source}|{}", Changes(&before, &gprs)),
-            Err(crate::Refused) => writeln!(out, "ioemul|access|{number}|{source}|refused"),
+            Err(Refused) => writeln!(out, "ioemul|access|{number}|{source}|refused"),
         });
         number += 1;
     });
     result
 }
 
-/// The status flags, and the registers that differ.
+/// RFLAGS, and the other registers that differ.
 struct Changes<'a>(&'a Gprs, &'a Gprs);
 
 impl fmt::Display for Changes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rflags={:x}", self.1.rflags & Gprs::STATUS_FLAGS)?;
+        write!(f, "rflags={:x}", self.1.rflags)?;
         for ((name, before), after) in Gprs::NAMES.iter().zip(self.0.to_words()).zip(self.1.to_words()).take(15) {
             if before != after {
                 write!(f, " {name}={after:x}")?;

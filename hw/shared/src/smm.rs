@@ -1,17 +1,29 @@
 //! A mailbox in System Management Mode that touches every register: the handler, what it should do, and how to install it.
 //!
 //! SeaBIOS leaves SMRAM unlocked, so that a guest can replace the handler at SMBASE + 0x8000. The handler answers one
-//! command: every general-purpose register receives the complement of its neighbour, and CF receives bit 0 of RBX. Other
-//! commands leave everything alone.
+//! command: every general-purpose register receives the complement of its neighbour, and CF receives bit 0 of RBX, unless
+//! bit 1 says that CF is to be left alone. A second command is answered by the next SMI: the first one writes that other
+//! command to AL and leaves everything else, CF included, as it is; if bit 2 of RBX is set, it also starts a timer that
+//! raises the next SMI (see [`DELAY`]). Other commands leave everything alone.
 
 use ioemul::{Gprs, IoInsn, Width};
 
-use crate::{Engine, Refused};
+use crate::engine::{Engine, Refused};
 
 /// APMC: a byte written here raises an SMI.
 pub const SMI_PORT: u16 = 0xb2;
 /// The command in AL to which the handler answers.
 pub const SMI_COMMAND: u8 = 0x5a;
+/// The command in AL that is answered by the next SMI: that of Google's GSMI.
+pub const LATE_COMMAND: u8 = 0xef;
+/// Bit of RBX: CF after [`SMI_COMMAND`].
+pub const SET_CARRY: u64 = 1;
+/// Bit of RBX: CF is left alone.
+pub const KEEP_CARRY: u64 = 2;
+/// Bit of RBX: [`LATE_COMMAND`] raises the next SMI itself.
+pub const START_TIMER: u64 = 4;
+/// What the handler writes to the initial count of the local APIC's timer, which is a nanosecond a turn in QEMU.
+pub const DELAY: u32 = 100_000;
 /// Where SMRAM holds the handler: SeaBIOS moves SMBASE to 0xA0000.
 pub const HANDLER_ADDRESS: usize = 0xa_8000;
 
@@ -22,14 +34,26 @@ core::arch::global_asm!(
     ".code16",
     ".global ioemul_hw_smm_start, ioemul_hw_smm_end",
     "ioemul_hw_smm_start:",
-    "cmp byte ptr cs:[0xfff8], {command}",
-    "jne 5f",
     "mov ax, cs",
     "mov ds, ax",
-    "mov al, [0xffe0]", // CF := bit 0 of RBX
-    "and al, 1",
+    "cmp byte ptr [0xfff8], {command}",
+    "je 7f",
+    "cmp byte ptr [0xfff8], {late_command}",
+    "jne 5f",
+    "mov byte ptr [0xfff8], {command}",
+    "test byte ptr [0xffe0], {start_timer}",
+    "je 5f",
+    "mov edi, 0xfee00380", // the local APIC's initial count; ES starts at 0 and reaches everywhere
+    "mov dword ptr es:[edi], {delay}",
+    "jmp 5f",
+    "7:",
+    "mov al, [0xffe0]",
+    "test al, {keep_carry}",
+    "jne 6f",
+    "and al, {set_carry}",
     "and byte ptr [0xff70], 0xfe",
     "or [0xff70], al",
+    "6:",
     "mov eax, [0xfff8]", // RAX, for the last of the ring
     "mov edx, [0xfffc]",
     "mov di, 0xfff8",
@@ -59,6 +83,11 @@ core::arch::global_asm!(
     ".code64",
     ".popsection",
     command = const SMI_COMMAND,
+    late_command = const LATE_COMMAND,
+    set_carry = const SET_CARRY,
+    keep_carry = const KEEP_CARRY,
+    start_timer = const START_TIMER,
+    delay = const DELAY,
 );
 
 unsafe extern "C" {
@@ -66,23 +95,30 @@ unsafe extern "C" {
     static ioemul_hw_smm_end: u8;
 }
 
-/// The handler's bytes: 16-bit code that runs wherever CS puts it.
-pub fn handler() -> &'static [u8] {
+/// The handler's bytes: 16-bit code that runs wherever CS puts it. A deaf one answers some other command.
+pub fn handler(deaf: bool) -> impl Iterator<Item = u8> {
     // SAFETY: the two symbols delimit one read-only object of this program.
-    unsafe {
+    let bytes = unsafe {
         let (start, end) = (&raw const ioemul_hw_smm_start, &raw const ioemul_hw_smm_end);
         core::slice::from_raw_parts(start, end.offset_from(start) as usize)
-    }
+    };
+    bytes.iter().map(move |&byte| if deaf && byte == SMI_COMMAND { !byte } else { byte })
 }
 
-/// What the handler makes of `gprs`; RFLAGS comes out as the status flags that a stub should report.
+/// What the handler makes of `gprs` in one SMI.
 pub fn exchange(gprs: &Gprs) -> Gprs {
     let mut after = *gprs;
-    after.rflags = Gprs::FLAGS_AT_IO;
-    if gprs.rax as u8 != SMI_COMMAND {
-        return after;
+    match gprs.rax as u8 {
+        SMI_COMMAND => {}
+        LATE_COMMAND => {
+            after.rax = gprs.rax & !0xff | u64::from(SMI_COMMAND);
+            return after;
+        }
+        _ => return after,
     }
-    after.rflags |= gprs.rbx & Gprs::CF;
+    if gprs.rbx & KEEP_CARRY == 0 {
+        after.rflags = gprs.rflags & !Gprs::CF | gprs.rbx & SET_CARRY;
+    }
     let g = gprs;
     let ring = [
         (&mut after.rax, g.rcx),

@@ -3,34 +3,32 @@
 
 use ioemul::{Direction, Gprs, IoInsn, PortOperand, Width};
 
-use crate::engine::{Engine, Failure, Refused, compare, is_addr32};
-use crate::stubs::call_with_df;
-use crate::{Mismatch, Rng};
+use crate::engine::{DF, Engine, Failure, Mismatch, Refused, Returned, compare, is_addr32};
+use crate::rng::Rng;
 
 const PORT: u16 = 0xe0;
 const ELEMENTS: u64 = 5;
 /// How much memory the strings need.
 const MEMORY: usize = 32;
-const DF: u64 = 1 << 10;
 
 /// Every form, with REP also for no elements; returns the number of instructions.
 pub fn strings(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure> {
-    all_forms(engine, memory, 0)
+    all_forms(engine, memory)
 }
 
 /// As [`strings`], called with DF set: data goes upwards all the same, and DF is set afterwards.
 pub fn backwards(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure> {
     let mut engine = Backwards { engine, lost: false };
-    let accesses = all_forms(&mut engine, memory, DF)?;
+    let accesses = all_forms(&mut engine, memory)?;
     if engine.lost {
         return Err(Failure::Other("a caller got its DF back clear"));
     }
     Ok(accesses)
 }
 
-fn all_forms(engine: &mut dyn Engine, memory: &mut [u8], df: u64) -> Result<u64, Failure> {
+fn all_forms(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure> {
     let memory = &mut memory[..MEMORY];
-    let mut run = Strings::new(engine, PORT, df);
+    let mut run = Strings::new(engine, PORT);
     // What the latch holds, once it has been written.
     let mut latch = [0x11, 0x22, 0x33, 0x44];
     memory[..4].copy_from_slice(&latch);
@@ -65,7 +63,7 @@ pub fn counts(insn: IoInsn, with_rep: &[u64]) -> &[u64] {
 
 /// REP OUTSB without privilege: a fault before the first element, and also if there is none.
 pub fn refused(engine: &mut dyn Engine) -> Result<u64, Failure> {
-    let mut run = Strings::new(engine, PORT, 0);
+    let mut run = Strings::new(engine, PORT);
     let insn = IoInsn::rep_outs(Width::Byte);
     for count in [ELEMENTS, 0] {
         match run.one(insn, count, 0, &mut [0; MEMORY]) {
@@ -83,26 +81,24 @@ pub struct Strings<'a> {
     pub access: u64,
     rng: Rng,
     port: u16,
-    df: u64,
 }
 
 impl<'a> Strings<'a> {
-    pub fn new(engine: &'a mut dyn Engine, port: u16, df: u64) -> Self {
-        Self { engine, access: 0, rng: Rng::new(0), port, df }
+    pub fn new(engine: &'a mut dyn Engine, port: u16) -> Self {
+        Self { engine, access: 0, rng: Rng::new(0), port }
     }
 
     /// One instruction, and the registers after it.
     pub fn one(&mut self, insn: IoInsn, count: u64, elements: u64, memory: &mut [u8]) -> Result<(), Failure> {
         self.access += 1;
         let before = string_registers(&mut self.rng, insn, self.port, count);
-        let mut after = after_elements(insn, &before, elements);
-        after.rflags = Gprs::FLAGS_AT_IO | self.df;
+        let after = after_elements(insn, &before, elements);
         let (access, port) = (self.access, self.port);
         let mut gprs = before;
         match self.engine.execute_string(insn, &mut gprs, memory) {
-            Ok(()) => compare(&gprs, &after, Gprs::STATUS_FLAGS | DF),
+            Ok(()) => compare(&gprs, &after),
             Err(Refused) => {
-                compare(&gprs, &before, u64::MAX).map_err(|first| Failure::Registers { access, insn, port, first })?;
+                compare(&gprs, &before).map_err(|first| Failure::Registers { access, insn, port, first })?;
                 return Err(Failure::Refused { access, insn, port });
             }
         }
@@ -157,10 +153,8 @@ struct Backwards<'a> {
 
 impl Engine for Backwards<'_> {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        let entry = self.engine.entry(insn, gprs).ok_or(Refused)?;
-        // SAFETY: the address is that of a stub; the machine is ours, and the registers point to our memory.
-        let (result, flags) = unsafe { call_with_df(entry, gprs) };
-        self.lost |= flags & DF == 0;
+        let Returned { result, rflags } = self.engine.call_with_df(insn, gprs).ok_or(Refused)?;
+        self.lost |= rflags & DF == 0;
         if result == 0 { Ok(()) } else { Err(Refused) }
     }
 }

@@ -1,14 +1,20 @@
-//! Engines on memory that the guest owns: a slot that is rewritten for each access, and a table of every form.
+//! Engines on memory that the guest owns: a slot that is rewritten for each access, and a table of every form; and how a
+//! stub is called that is for a register file of the host's.
 
-use ioemul::{CodeTable, EmitError, Gprs, Helpers, IoInsn, Quirk, Ring, SlotOptions, StubLayout, emit_stub_with};
+use ioemul::{
+    CodeTable, EmitError, EmitOptions, Gprs, Helpers, IoInsn, Quirk, RegisterFile, Ring, StubLayout, emit_stub,
+};
 
-use crate::{Engine, Refused};
+use crate::engine::{Engine, Refused, Returned};
+use crate::rng::Rng;
 
 /// How the code is to be.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Style {
-    /// The quirk of this machine, if it has one.
-    pub quirk: Option<Quirk>,
+    /// The quirks of this machine.
+    pub quirks: &'static [Quirk],
+    /// The structure that stubs are called with: filled from [`Gprs`] for each call, and read back into them.
+    pub registers: RegisterFile,
     /// Where the code runs.
     pub ring: Ring,
     /// ENDBR64 at the entry, INT3 behind the last branch, and this thunk in place of RET.
@@ -27,20 +33,38 @@ pub struct Thunk {
 }
 
 impl Style {
-    fn options(&self) -> SlotOptions {
+    fn options(&self, layout: StubLayout) -> EmitOptions<'static> {
         let hardened = self.hardened.is_some();
-        SlotOptions {
-            endbr64: hardened,
-            return_thunk: self.hardened.map(|thunk| thunk.address),
-            int3: hardened,
-            quirk: self.quirk,
-            ring: self.ring,
+        EmitOptions::new()
+            .layout(layout)
+            .registers(self.registers)
+            .endbr64(hardened)
+            .int3(hardened)
+            .return_thunk(self.hardened.map(|thunk| thunk.address))
+            .ring(self.ring)
+            .quirks(self.quirks)
+    }
+
+    /// Calls a stub of this style with `gprs`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`call`].
+    unsafe fn call(&self, entry: u64, gprs: &mut Gprs, df: bool) -> Returned {
+        if let Some(thunk) = self.hardened {
+            let before = (thunk.count)();
+            // SAFETY: the caller's promise.
+            let returned = unsafe { call(entry, &self.registers, gprs, df) };
+            assert!((thunk.count)() > before, "the return thunk did not run");
+            return returned;
         }
+        // SAFETY: the caller's promise.
+        unsafe { call(entry, &self.registers, gprs, df) }
     }
 }
 
 /// Memory kept for the helpers, in front of the slot.
-const HELPERS: usize = 512;
+const HELPERS: usize = Helpers::MAX_LEN;
 
 /// One slot, as a hypervisor keeps for each CPU.
 pub struct Slot {
@@ -60,56 +84,49 @@ impl Slot {
         // SAFETY: the caller's promise.
         let (helpers_memory, _) = unsafe { &mut *memory }.split_at_mut(HELPERS);
         let va = helpers_memory.as_ptr().expose_provenance() as u64;
-        let helpers = Helpers::emit_with(helpers_memory, va, layout, &style.options())?;
+        let helpers = Helpers::emit(helpers_memory, va, &style.options(layout))?;
         if style.broken {
-            sabotage(helpers_memory);
+            sabotage(helpers_memory, &style.registers);
         }
         Ok(Self { memory, helpers, style })
     }
 }
 
 impl Slot {
-    /// Puts the stub for an access into the slot; returns its address.
-    fn emit(&mut self, insn: IoInsn, gprs: &Gprs) -> u64 {
+    /// Puts the stub of a form into the slot; returns its address.
+    fn emit(&mut self, insn: IoInsn) -> u64 {
         // SAFETY: the promise made to `new`.
         let (_, slot) = unsafe { &mut *self.memory }.split_at_mut(HELPERS);
         let va = slot.as_ptr().expose_provenance() as u64;
-        let quirk = self.style.quirk.filter(|quirk| quirk.applies(insn, gprs));
-        let options = SlotOptions { quirk, ..self.style.options() };
-        let len = emit_stub_with(slot, va, insn, &self.helpers, &options).expect("the slot is large");
+        let len = emit_stub(slot, va, insn, &self.helpers).expect("the slot is large");
         if self.style.broken {
-            sabotage(&mut slot[..len]);
+            sabotage(&mut slot[..len], &self.style.registers);
         }
-        assert!(
-            self.style.hardened.is_none() || slot.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]),
-            "the stub does not start with ENDBR64"
-        );
+        assert!(self.style.hardened.is_none() || starts_with_endbr64(slot), "the stub does not start with ENDBR64");
         va
     }
 }
 
 impl Engine for Slot {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
-        let va = self.emit(insn, gprs);
-        if let Some(thunk) = self.style.hardened {
-            let before = (thunk.count)();
-            // SAFETY: see `call`.
-            unsafe { call(va, gprs) };
-            assert!((thunk.count)() > before, "the return thunk did not run");
-        } else {
-            // SAFETY: a stub has just been put there, into memory that can be executed (`new`).
-            unsafe { call(va, gprs) };
-        }
+        let entry = self.emit(insn);
+        // SAFETY: a stub has just been put there, into memory that can be executed (`new`).
+        unsafe { self.style.call(entry, gprs, false) };
         Ok(())
     }
 
-    fn entry(&mut self, insn: IoInsn, gprs: &Gprs) -> Option<u64> {
-        Some(self.emit(insn, gprs))
+    fn call_with_df(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Option<Returned> {
+        let entry = self.emit(insn);
+        // SAFETY: as above.
+        Some(unsafe { self.style.call(entry, gprs, true) })
     }
 }
 
 /// Every form of a layout, written once.
-pub struct Table(CodeTable);
+pub struct Table {
+    table: CodeTable,
+    style: Style,
+}
 
 impl Table {
     /// Fills the memory with the table.
@@ -121,56 +138,127 @@ impl Table {
         // SAFETY: the caller's promise.
         let memory = unsafe { &mut *memory };
         let va = memory.as_ptr().expose_provenance() as u64;
-        CodeTable::emit(memory, va, layout, &style.options()).map(Self)
+        Ok(Self { table: CodeTable::emit(memory, va, &style.options(layout))?, style })
+    }
+
+    fn entry(&self, insn: IoInsn, gprs: &Gprs) -> Option<u64> {
+        match insn.is_string() {
+            true => self.table.string_entry(insn),
+            false => self.table.resolve(insn, gprs.rax, gprs.rdx),
+        }
     }
 }
 
 impl Engine for Table {
     fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Refused> {
+        let entry = self.entry(insn, gprs).ok_or(Refused)?;
         // SAFETY: the table is in place, in memory that can be executed (`new`).
-        unsafe { call(self.0.resolve(insn, gprs), gprs) };
+        unsafe { self.style.call(entry, gprs, false) };
         Ok(())
     }
 
-    fn entry(&mut self, insn: IoInsn, gprs: &Gprs) -> Option<u64> {
-        Some(self.0.resolve(insn, gprs))
+    fn call_with_df(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Option<Returned> {
+        let entry = self.entry(insn, gprs)?;
+        // SAFETY: as above.
+        Some(unsafe { self.style.call(entry, gprs, true) })
     }
 }
 
-/// Runs a stub.
+/// Runs a stub that is for `registers`, which get what `gprs` hold and from which `gprs` get what came of it; with the
+/// caller's DF set, against the psABI, or clear.
+///
+/// # Panics
+///
+/// If another word of the structure has changed than a register that stubs store.
 ///
 /// # Safety
 ///
-/// `entry` is the address of a stub; the machine is ours, so that no access can do harm.
-unsafe fn call(entry: u64, gprs: &mut Gprs) {
-    // SAFETY: the caller's promise; this is a stub's signature.
-    let entry: extern "sysv64" fn(*mut Gprs) -> u64 =
-        unsafe { core::mem::transmute(core::ptr::with_exposed_provenance::<u8>(entry as usize)) };
-    entry(gprs);
+/// `entry` is the address of a stub for `registers`; the machine is ours, so that no access can do harm.
+pub unsafe fn call(entry: u64, registers: &RegisterFile, gprs: &mut Gprs, df: bool) -> Returned {
+    if *registers == RegisterFile::GPRS {
+        // SAFETY: the caller's promise.
+        return unsafe { enter(entry, (&raw mut *gprs).cast(), df) };
+    }
+    let before = Structure::new(registers, gprs);
+    let mut after = before;
+    // SAFETY: the caller's promise.
+    let returned = unsafe { enter(entry, after.registers().cast(), df) };
+    *gprs = after.gprs(registers);
+    let others_are_as_before = after == before.with(registers, gprs);
+    assert!(others_are_as_before, "a stub has changed a word of the structure that is no register of its own");
+    returned
 }
 
-/// Runs a stub with the caller's DF set, against the psABI. Returns what the stub does in RAX (0: no fault), and RFLAGS as
-/// they are afterwards.
+/// A structure of a host's, with room around it: what is not a register is random, and has to stay.
+#[repr(align(64))]
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Structure {
+    words: [u64; Self::WORDS],
+}
+
+impl Structure {
+    /// The largest is `pt_regs`, with 21.
+    const WORDS: usize = 32;
+    /// Where it starts: at a multiple of 8 that is no multiple of 16.
+    const START: usize = 3;
+
+    fn new(registers: &RegisterFile, gprs: &Gprs) -> Self {
+        let mut rng = Rng::new(gprs.rax ^ gprs.r15);
+        Self { words: core::array::from_fn(|_| rng.next()) }.with(registers, gprs)
+    }
+
+    /// What a stub gets.
+    fn registers(&mut self) -> *mut u64 {
+        self.words.as_mut_ptr().wrapping_add(Self::START)
+    }
+
+    /// Index of each register, in the order of [`Gprs::NAMES`].
+    fn places(registers: &RegisterFile) -> impl Iterator<Item = usize> {
+        let offsets = registers.offsets().iter().copied().chain(registers.rflags());
+        offsets.map(|offset| Self::START.checked_add_signed(isize::from(offset) / 8).expect("there is room"))
+    }
+
+    /// The same with other registers.
+    fn with(mut self, registers: &RegisterFile, gprs: &Gprs) -> Self {
+        Self::places(registers).zip(gprs.to_words()).for_each(|(place, word)| self.words[place] = word);
+        self
+    }
+
+    fn gprs(&self, registers: &RegisterFile) -> Gprs {
+        let mut words = [0; 16];
+        words.iter_mut().zip(Self::places(registers)).for_each(|(word, place)| *word = self.words[place]);
+        Gprs::from_words(words)
+    }
+}
+
+/// Calls a stub.
 ///
 /// # Safety
 ///
-/// As for `call`.
-pub unsafe fn call_with_df(entry: u64, gprs: &mut Gprs) -> (u64, u64) {
-    let (result, flags);
+/// As for [`call`], and `file` is the register file that the stub is for.
+unsafe fn enter(entry: u64, file: *mut u8, df: bool) -> Returned {
+    let (result, rflags);
     // SAFETY: the caller's promise: a function of this signature. DF is clear before Rust goes on.
     unsafe {
         core::arch::asm!(
-            "std", "call {entry}", "pushfq", "pop rdi", "cld",
-            entry = in(reg) entry, inout("rdi") &raw mut *gprs => flags, lateout("rax") result, clobber_abi("sysv64"),
+            "test {df:e}, {df:e}", "jz 2f", "std", "2:", "call {entry}", "pushfq", "pop rdi", "cld",
+            df = in(reg) u32::from(df), entry = in(reg) entry,
+            inout("rdi") file => rflags, lateout("rax") result, clobber_abi("sysv64"),
         )
     };
-    (result, flags)
+    Returned { result, rflags }
+}
+
+/// ENDBR64, put together here: as a constant it would be a landing pad.
+fn starts_with_endbr64(code: &[u8]) -> bool {
+    let complement = [0x0c, 0xf0, 0xe1, 0x05];
+    code.iter().zip(complement).all(|(byte, complement): (_, u8)| *byte == !complement)
 }
 
 /// Makes `mov [rdi + r14], r14` store R13 in R14's place.
-fn sabotage(code: &mut [u8]) {
-    const STORE_R14: [u8; 4] = [0x4c, 0x89, 0x77, core::mem::offset_of!(Gprs, r14) as u8];
-    if let Some(at) = code.windows(4).position(|window| window == STORE_R14) {
+fn sabotage(code: &mut [u8], registers: &RegisterFile) {
+    let offset = registers.offsets()[13] as u8;
+    if let Some(at) = code.windows(4).position(|window| window == [0x4c, 0x89, 0x77, offset]) {
         code[at + 2] = 0x6f;
     }
 }

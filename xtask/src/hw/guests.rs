@@ -42,7 +42,7 @@ impl Image {
         host::build(cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Cstrip=symbols"))?;
         let program = |name: &str| fs::read(target.join(TARGET).join("release").join(name));
         let mut files = vec![("init".to_owned(), program("hw-guest")?)];
-        for example in &EXAMPLES {
+        for example in EXAMPLES {
             files.push((format!("bin/{}", example.name), program(example.name)?));
         }
         let initramfs = host::scratch()?.join("initramfs.cpio");

@@ -8,6 +8,7 @@ mod initramfs;
 mod kernel;
 mod qemu;
 mod reference;
+mod results;
 mod soak;
 mod table;
 

@@ -1,10 +1,11 @@
 //! `cargo xtask hw --reference`: one script of accesses, run by the library wherever it runs and by Xen's own stub, and
-//! every register compared.
+//! every register compared, with each other's and with those of the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
-use hw_shared::{Mode, Params, SMI_PORT, script};
+use hw_shared::model::Model;
+use hw_shared::{Engine, Mode, Params, SMI_PORT, script};
 use ioemul::{Gprs, IoInsn};
 
 use super::guests::Image;
@@ -65,15 +66,26 @@ fn smis(linux: &Image, ring0: &Image, seed: u64) -> Result<bool> {
 #[derive(Default)]
 struct Comparison {
     accesses: usize,
-    /// By source: for each machine, registers compared and registers that agree.
-    sources: BTreeMap<String, [(usize, usize); MACHINES.len()]>,
-    /// By reason.
+    /// By source, for each machine.
+    sources: BTreeMap<String, [Agreement; MACHINES.len()]>,
+    /// Differences from Xen, by reason.
     differences: BTreeMap<&'static str, Differences>,
+    /// Differences of Xen from the model, by reason; and those of the library, which have none.
+    from_the_model: BTreeMap<&'static str, Differences>,
     /// Broken sources that differ from no one.
     unnoticed: Vec<String>,
 }
 
+/// Of how many registers compared.
+#[derive(Clone, Copy, Default)]
+struct Agreement {
+    compared: usize,
+    with_xen: usize,
+    with_the_model: usize,
+}
+
 /// Differences with one reason.
+#[derive(Default)]
 struct Differences {
     count: usize,
     sources: BTreeSet<String>,
@@ -84,24 +96,43 @@ struct Differences {
 const UNEXPLAINED: &str = "UNEXPLAINED";
 
 /// One register after one access.
-struct Difference {
+struct Register {
     insn: IoInsn,
     port: u16,
-    register: &'static str,
-    is: u64,
+    name: &'static str,
+    before: u64,
+    /// What Xen's stub left.
     xen: u64,
+    /// What the model says.
+    model: u64,
 }
 
-/// Why a register may differ from Xen's.
+/// Why Xen's register may be another than the model's.
 struct Reason {
     why: &'static str,
-    explains: fn(&Difference) -> bool,
+    explains: fn(&Register) -> bool,
 }
 
 const REASONS: &[Reason] = &[Reason {
-    why: "Xen returns to the guest's own RFLAGS: CF as the SMM handler left it is lost there",
-    explains: |d| d.register == "rflags" && d.port == SMI_PORT && d.is ^ d.xen == Gprs::CF && d.xen & Gprs::CF == 0,
+    why: "Xen returns to the guest's own RFLAGS: CF as the SMM handler set or cleared it is lost there",
+    explains: |r| r.name == "rflags" && r.port == SMI_PORT && r.model ^ r.xen == Gprs::CF && r.xen == r.before,
 }];
+
+impl Register {
+    fn reason(&self) -> &'static str {
+        REASONS.iter().find(|reason| (reason.explains)(self)).map_or(UNEXPLAINED, |reason| reason.why)
+    }
+}
+
+impl Differences {
+    fn add(&mut self, source: &str, example: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.sources.is_empty() {
+            self.example = example();
+        }
+        self.sources.insert(source.to_owned());
+    }
+}
 
 impl Comparison {
     /// Adds one machine: the outputs of Xen, Linux and ring 0.
@@ -116,79 +147,112 @@ impl Comparison {
 
         let mut xen = registers(&script, &outputs[0].good_lines()?)?;
         let (_, xen) = xen.pop_first().context("Xen reports nothing")?;
+        let mut model = Model::new(params.proliant);
+        let modelled: Vec<Gprs> = script
+            .iter()
+            .map(|(insn, before)| {
+                let mut gprs = *before;
+                model.execute(*insn, &mut gprs).expect("the model refuses nothing");
+                gprs
+            })
+            .collect();
+        self.source(index, "Xen".to_owned(), &script, &xen, &xen, &modelled);
         let places = [("Linux, ring 3", outputs[1].good_lines()?), ("no OS, ring 0", outputs[2].good_lines()?)];
         for (place, lines) in places.into_iter().chain([("software bus", bus_lines)]) {
             let sources = registers(&script, &lines)?;
             ensure!(sources.len() >= 5, "{place}: only {} engines report", sources.len());
             for (source, registers) in sources {
-                self.source(index, format!("{place}: {source}"), &script, &registers, &xen);
+                self.source(index, format!("{place}: {source}"), &script, &registers, &xen, &modelled);
             }
         }
         Ok(())
     }
 
-    /// Compares one engine with Xen.
-    fn source(&mut self, machine: usize, source: String, script: &[(IoInsn, Gprs)], is: &[Gprs], xen: &[Gprs]) {
-        let (mut compared, mut agree, mut unexplained) = (0, 0, 0);
-        let broken = source.ends_with("broken");
-        for (number, ((insn, before), (is, xen))) in script.iter().zip(is.iter().zip(xen)).enumerate() {
-            for ((&register, is), xen) in Gprs::NAMES.iter().zip(is.to_words()).zip(xen.to_words()) {
-                compared += 1;
-                if is == xen {
-                    agree += 1;
-                    continue;
+    /// Compares one engine with Xen and with the model.
+    fn source(
+        &mut self,
+        machine: usize,
+        source: String,
+        script: &[(IoInsn, Gprs)],
+        is: &[Gprs],
+        xen: &[Gprs],
+        model: &[Gprs],
+    ) {
+        let (mut agreement, mut unexplained) = (Agreement::default(), 0);
+        let (broken, is_xen) = (source.ends_with("broken"), source == "Xen");
+        let afterwards = is.iter().zip(xen).zip(model);
+        for (number, ((insn, before), ((is, xen), model))) in script.iter().zip(afterwards).enumerate() {
+            for (index, &name) in Gprs::NAMES.iter().enumerate() {
+                let [before_access, is, xen, model] = [before, is, xen, model].map(|gprs| gprs.to_words()[index]);
+                let (insn, port) = (*insn, insn.port(before));
+                let register = Register { insn, port, name, before: before_access, xen, model };
+                agreement.compared += 1;
+                agreement.with_xen += usize::from(is == xen);
+                agreement.with_the_model += usize::from(is == model);
+                let what = |other: &str, value: u64| {
+                    let Register { insn, port, name, .. } = register;
+                    let where_ = format!("{}, {source}, access {number}, {insn} (port {port:#x})", MACHINES[machine].2);
+                    format!("{where_}: {name} is {is:#x}, {other} {value:#x}")
+                };
+                // What is as modelled may differ from Xen's for Xen's reasons only.
+                let reason = if is == model || is_xen { register.reason() } else { UNEXPLAINED };
+                if is != xen && !broken {
+                    self.differences.entry(reason).or_default().add(&source, || what("with Xen", xen));
                 }
-                let difference = Difference { insn: *insn, port: insn.port(before), register, is, xen };
-                let reason = REASONS.iter().find(|reason| (reason.explains)(&difference)).map(|reason| reason.why);
-                unexplained += usize::from(reason.is_none());
-                if broken {
-                    continue;
+                if is != model && !broken {
+                    self.from_the_model.entry(reason).or_default().add(&source, || what("as modelled", model));
                 }
-                let known = self.differences.entry(reason.unwrap_or(UNEXPLAINED)).or_insert_with(|| {
-                    let Difference { insn, port, register, is, xen } = difference;
-                    let machine = MACHINES[machine].2;
-                    let what = format!("{register} is {is:#x}, with Xen {xen:#x}");
-                    let example = format!("{machine}, {source}, access {number}, {insn} (port {port:#x}): {what}");
-                    Differences { count: 0, sources: BTreeSet::new(), example }
-                });
-                known.count += 1;
-                known.sources.insert(source.clone());
+                unexplained += usize::from(is != model && reason == UNEXPLAINED);
             }
         }
         if broken && unexplained == 0 {
             self.unnoticed.push(format!("{}: {source}", MACHINES[machine].2));
         }
-        self.sources.entry(source).or_default()[machine] = (compared, agree);
+        self.sources.entry(source).or_default()[machine] = agreement;
     }
 
     /// Prints everything; whether all is good.
     fn print(&self, seed: u64) -> bool {
-        let heads: String = MACHINES.iter().map(|(_, _, name)| format!(" | {name:14}")).collect();
+        let heads: String = MACHINES.iter().map(|(_, _, name)| format!(" | {name:21}")).collect();
         println!(
             "Reference: {} accesses (the table's and {RANDOM} random ones, seed {seed}), executed by Xen's own",
             self.accesses
         );
-        println!("stub in a dom0 and by the library; 16 registers each, and how many of them are as with Xen\n");
+        println!(
+            "stub in a dom0 and by the library; of 16 registers each, how many are as with Xen, and as modelled\n"
+        );
         println!("{:24}{heads}", "");
+        println!("{:24}{}", "", " |   Xen  model     of ".repeat(MACHINES.len()).trim_end());
         let mut total = 0;
         for (source, machines) in &self.sources {
             let mut row = format!("{source:24}");
-            for (compared, agree) in machines {
-                row.push_str(&format!(" | {:14}", format!("{agree} of {compared}")));
+            for Agreement { compared, with_xen, with_the_model } in machines {
+                row.push_str(&format!(" | {with_xen:5}  {with_the_model:5}  {compared:5} "));
                 total += compared;
             }
-            println!("{row}");
+            println!("{}", row.trim_end());
         }
         println!("\n{total} registers compared. The broken ones have to differ; the differences of the others:\n");
-        for (reason, Differences { count, sources, example }) in &self.differences {
-            println!("{count:6} in {} of {} sources: {reason}\n       {example}", sources.len(), self.sources.len());
-        }
+        print_differences("from Xen", &self.differences);
+        print_differences("from the model", &self.from_the_model);
         for unnoticed in &self.unnoticed {
             println!("FAILED: {unnoticed} differs in nothing");
         }
-        let unexplained = self.differences.get(UNEXPLAINED).map_or(0, |differences| differences.count);
-        println!("{unexplained:6} unexplained\n");
-        unexplained == 0 && self.unnoticed.is_empty()
+        let all = [&self.differences, &self.from_the_model];
+        let unexplained: usize = all.iter().filter_map(|all| all.get(UNEXPLAINED)).map(|found| found.count).sum();
+        println!("{unexplained:6} unexplained");
+        let others = self.from_the_model.values().flat_map(|found| &found.sources).any(|source| source != "Xen");
+        println!(
+            "       {}\n",
+            if others { "FAILED: the library differs from the model" } else { "only Xen differs from the model" }
+        );
+        unexplained == 0 && self.unnoticed.is_empty() && !others
+    }
+}
+
+fn print_differences(from: &str, differences: &BTreeMap<&'static str, Differences>) {
+    for (reason, Differences { count, sources, example }) in differences {
+        println!("{count:6} {from}, in {} sources: {reason}\n       {example}", sources.len());
     }
 }
 
