@@ -43,7 +43,7 @@ pub fn on_bus_or_hardware(ports: PortSet, bus: SoftwareBus, body: impl FnOnce(&m
         println!("not opened, tried all the same: {error}");
     }
     // SAFETY: nothing but these ports is touched; whoever typed `--native` asked for what the example says it does there.
-    let builder = unsafe { IoEmulator::builder().ports(ports).native() };
+    let builder = unsafe { IoEmulator::builder().native(ports) };
     body(&mut builder.build()?)
 }
 
@@ -61,7 +61,7 @@ pub fn execute(emulator: &mut IoEmulator, insn: IoInsn, gprs: &mut Gprs) -> Resu
 pub fn print_registers(title: &str, gprs: &Gprs, before: &Gprs) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let (bold, plain, star) = if out.is_terminal() { ("\x1b[1;33m", "\x1b[0m", "") } else { ("", "", "*") };
-    let words: Vec<_> = Gprs::NAMES.into_iter().zip(gprs.to_words()).zip(before.to_words()).collect();
+    let words: Vec<_> = Gprs::NAMES.iter().zip(gprs.to_words()).zip(before.to_words()).collect();
     for (i, line) in words.chunks(4).enumerate() {
         let cells = line.iter().map(|&((name, word), before)| match word == before {
             true => format!("{name:>3}={word:016x} "),

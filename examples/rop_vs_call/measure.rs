@@ -1,6 +1,6 @@
 //! The measurement itself.
 
-use ioemul::{Error, Gprs, IoInsn, StubLayout, StubTable, Width};
+use ioemul::{BuildError, Gprs, IoInsn, StubLayout, StubTable, Width};
 
 use crate::counters::BranchMisses;
 use crate::knee::{Knee, departure};
@@ -52,7 +52,7 @@ pub struct Machine {
     pub clock: Summary,
 }
 
-pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Measured, Error> {
+pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Measured, BuildError> {
     let insn = IoInsn::out_dx(Width::Byte);
     let table = |layout| StubTable::builder().layout(layout).elide_io(true).build();
     let layouts = [StubLayout::Inline, StubLayout::Compact, StubLayout::CallRet, StubLayout::Rop];
