@@ -52,8 +52,8 @@ fn fault(criterion: &mut Criterion) {
     }
     // SAFETY: as above.
     group.bench_function("#GP to an error", |b| b.iter(|| unsafe { stub.run(&mut gprs) }));
-    // SAFETY: `native` and the empty set: nothing is permitted.
-    let mut refused = unsafe { IoEmulator::builder().native() }.build().expect("stubs");
+    // SAFETY: no port is named.
+    let mut refused = unsafe { IoEmulator::builder().native(PortSet::default()) }.build().expect("stubs");
     group.bench_function("a port that is not permitted", |b| b.iter(|| refused.execute(black_box(IN), &mut gprs)));
     let handler = BareHandler::install().expect("SIGSEGV can be handled");
     group.bench_function("a bare SIGSEGV handler that steps over", |b| b.iter(|| handler.fault()));

@@ -9,7 +9,7 @@ use dynasmrt::mmap::ExecutableBuffer;
 use dynasmrt::{DynasmLabelApi, dynasm, x64};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, r12, r13, r14, r15, rbp, rbx, rdi};
-use ioemul::{CodeTable, Helpers, IoInsn, QuirkTable, SlotOptions, StubLayout, StubTable, Width, emit_stub};
+use ioemul::{CodeTable, EmitOptions, Helpers, IoInsn, QuirkTable, StubLayout, StubTable, Width, emit_stub};
 
 const INSN: IoInsn = IoInsn::out_dx(Width::Byte);
 const HELPERS_VA: u64 = 0x10_0000;
@@ -24,18 +24,19 @@ fn build(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("executable table", &name), |b| {
             b.iter_with_large_drop(|| builder.clone().build());
         });
-        let options = SlotOptions::default();
-        let mut memory = vec![0; CodeTable::size(layout, &options)];
+        let options = EmitOptions::new().layout(layout);
+        let mut memory = vec![0; CodeTable::size(&options)];
         group.bench_function(BenchmarkId::new("into the caller's memory", &name), |b| {
-            b.iter(|| CodeTable::emit(black_box(&mut memory), SLOT_VA, layout, &options));
+            b.iter(|| CodeTable::emit(black_box(&mut memory), SLOT_VA, &options));
         });
     }
     group.finish();
 
     let mut group = criterion.benchmark_group("build, one stub");
     for layout in StubLayout::ALL.iter().copied() {
-        let (mut room, mut slot) = ([0; 256], [0; 256]);
-        let helpers = Helpers::emit(&mut room, HELPERS_VA, layout).expect("256 bytes are enough");
+        let (mut room, mut slot) = ([0; Helpers::MAX_LEN], [0; 256]);
+        let options = EmitOptions::new().layout(layout);
+        let helpers = Helpers::emit(&mut room, HELPERS_VA, &options).expect("they have room enough");
         group.bench_function(BenchmarkId::new("into a slot", format!("{layout:?}")), |b| {
             b.iter(|| emit_stub(black_box(&mut slot), SLOT_VA, black_box(INSN), &helpers));
         });

@@ -9,14 +9,16 @@
 //! Most VMMs look at `data` alone: for a UART that is enough. For a mailbox it is not, and here the guest calls the VMware
 //! backdoor, which answers in EAX, EBX and ECX.
 //!
-//! RIP stays as KVM has it: at the instruction, which KVM completes at the next KVM_RUN. (For REP INS and OUTS, `data`
-//! holds several elements; this guest has none.)
+//! RIP stays as KVM has it: at the instruction, which KVM completes at the next KVM_RUN. INS and OUTS, for which `data` may
+//! hold several elements, are refused here: this guest has none.
 //!
 //! ```sh
 //! cargo run --example kvm_exit_io --features kvm
 //! ```
 
 mod common;
+
+use std::io;
 
 use ioemul::devices::VmwareBackdoor;
 use ioemul::{Direction, Gprs, IoEmulator, IoInsn, PortOperand, PortSet, SoftwareBus, Width};
@@ -74,12 +76,16 @@ fn serve(
     let width = match data.len() {
         1 => Width::Byte,
         2 => Width::Word,
-        _ => Width::Dword,
+        4 => Width::Dword,
+        len => return Err(io::Error::other(format!("{len} bytes at port {port:#x} are no single IN or OUT")).into()),
     };
     let mut gprs = Gprs::from(&*regs);
     // KVM does not say which form the guest used. If DX is not the port, it was in the instruction.
-    let operand = if gprs.rdx as u16 == port { PortOperand::Dx } else { PortOperand::Imm8(port as u8) };
-    emulator.execute(IoInsn { direction, width, operand: operand }, &mut gprs)?;
+    let operand = match u8::try_from(port) {
+        Ok(imm8) if gprs.rdx as u16 != port => PortOperand::Imm8(imm8),
+        _ => PortOperand::Dx,
+    };
+    emulator.execute(IoInsn { direction, width, operand }, &mut gprs)?;
     gprs.write_back(regs);
     if direction == Direction::In {
         data.copy_from_slice(&gprs.rax.to_le_bytes()[..data.len()]);

@@ -9,7 +9,7 @@ mod common;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, FormatterOutput, FormatterTextKind};
 use iced_x86::{Instruction, IntelFormatter, Mnemonic, OpKind, Register, SymbolResolver, SymbolResult};
-use ioemul::{Helpers, IoInsn, StubLayout, StubTable, Width};
+use ioemul::{EmitOptions, Helper, Helpers, IoInsn, StubLayout, StubTable, Width};
 
 /// Columns of the terminal, for each layout.
 const COLUMN: usize = 26;
@@ -18,7 +18,7 @@ fn main() -> common::Result {
     let text = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let insn = if text.is_empty() { IoInsn::in_dx(Width::Dword) } else { text.parse()? };
     if insn.is_string() {
-        println!("{insn} saves and restores DF around it, and is too wide for this listing: try IN and OUT");
+        println!("The stub of `{insn}` also clears and restores DF, and is too wide for this listing: try IN and OUT.");
         return Ok(());
     }
     let tables = StubLayout::ALL.iter().copied().map(StubTable::new).collect::<Result<Vec<_>, _>>()?;
@@ -36,8 +36,8 @@ fn column(table: &StubTable, insn: IoInsn) -> common::Result<Vec<String>> {
     let (stub, layout) = (table.stub(insn), table.layout());
     // The table begins with the helpers: emitted once more, for the same address, they say where each of them is.
     let start = table.code().as_ptr() as u64;
-    let helpers = Helpers::emit(&mut [0; 512], start, layout)?;
-    let symbols = Symbols(helpers.symbols().map(|(name, at)| (name.trim_end_matches("_gpr_switch"), at)).collect());
+    let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], start, &EmitOptions::new().layout(layout))?;
+    let symbols = Symbols(helpers.symbols().filter(|(name, _)| *name != LANDING_PADS).collect());
 
     let mut lines = vec![format!("{layout:?}"), "─".repeat(20), format!("stub: {} bytes", stub.code().len())];
     disassemble(stub.code(), &symbols, &mut lines);
@@ -74,6 +74,9 @@ fn disassemble(code: &[u8], symbols: &Symbols, lines: &mut Vec<String>) {
     }
 }
 
+/// Where a stub goes on whose access faulted: no part of what an access takes.
+const LANDING_PADS: &str = Helper::LandingPads.name();
+
 const KEEP: &str = "keep the host's";
 const LOAD: &str = "load the guest's";
 const ACCESS: &str = "the access";
@@ -85,14 +88,14 @@ fn purpose(instruction: &Instruction, before: &str) -> Option<&'static str> {
     let stores = instruction.op0_kind() == OpKind::Memory;
     match instruction.mnemonic() {
         Mnemonic::Call | Mnemonic::Jmp | Mnemonic::Ret => None,
-        Mnemonic::Sub => Some(LOAD),
-        Mnemonic::Mov if !stores && instruction.memory_base() == Register::RDI => Some(LOAD),
-        Mnemonic::Mov | Mnemonic::Pushfq | Mnemonic::Xor => Some(SAVE),
+        Mnemonic::In | Mnemonic::Out | Mnemonic::Nop => Some(ACCESS),
+        Mnemonic::Mov if stores || instruction.memory_base() == Register::RSP => Some(SAVE),
+        Mnemonic::Mov if instruction.memory_base() == Register::RDI && before != SAVE => Some(LOAD),
         Mnemonic::Push if instruction.op0_register() == Register::RDI && before != KEEP => Some(SAVE),
         Mnemonic::Push | Mnemonic::Lea => Some(KEEP),
         Mnemonic::Pop if instruction.op0_register() != Register::RAX => Some(RESTORE),
         Mnemonic::Pop => Some(if before == SAVE { SAVE } else { KEEP }),
-        _ => Some(ACCESS),
+        _ => None, // the flags, as part of what was begun
     }
 }
 

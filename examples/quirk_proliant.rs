@@ -31,6 +31,7 @@ fn main() -> common::Result {
         let quirks = describe(title, &identity);
         let mut bus = SoftwareBus::new();
         bus.attach(PORT..=PORT, ProLiantPort::new(1000))?; // busy for a thousand polls
+        // The quirk reads the port as well as writing it: a set permits both.
         let builder = IoEmulator::builder().quirks(quirks).ports(PortSet::from(PORT..=PORT));
         call_firmware(&mut builder.bus(bus).build()?)?;
     }

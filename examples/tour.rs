@@ -4,10 +4,11 @@ mod common;
 
 use std::time::Instant;
 
-use ioemul::devices::{ProLiantPort, VmwareBackdoor};
+use ioemul::devices::{ProLiantPort, SmmMailbox, VmwareBackdoor};
 use ioemul::trace::Trace;
 use ioemul::{
-    Error, Gprs, Hazard, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable, Width,
+    AttachError, CodeTable, EmitOptions, Gprs, Hazard, IoEmulator, IoInsn, PortPermissions, PortSet, Quirk, QuirkTable,
+    RegisterFile, SoftwareBus, StubLayout, StubTable, Width,
 };
 
 /// Columns of the terminal.
@@ -16,12 +17,13 @@ const COLUMNS: usize = 100;
 fn main() -> common::Result {
     let started = Instant::now();
     println!("ioemul: an x86 port access with somebody else's registers in view\n");
-    let ports: PortSet = "0x70-0x71,0xcd4,0x5658-0x565b".parse()?;
+    let ports: PortSet = "0x70-0x71,0xb2,0xcd4,0x5658-0x565b".parse()?;
     decode();
     println!();
     permission(&ports)?;
     println!();
     let trace = registers(&ports)?;
+    flags(&ports)?;
     println!();
     layouts()?;
     println!();
@@ -38,10 +40,16 @@ fn main() -> common::Result {
 }
 
 /// Devices that are really called, by stubs that really run; only the I/O instruction itself is replaced.
-fn devices() -> Result<SoftwareBus, Error> {
+fn devices() -> Result<SoftwareBus, AttachError> {
     let mut bus = SoftwareBus::new();
     bus.attach(0x5658..=0x565b, VmwareBackdoor::new().uuid(*b"ioemul has a bus"))?;
     bus.attach(0xcd4..=0xcd4, ProLiantPort::new(1000))?;
+    // Firmware that tells in RBX whether it was called with CF set, and clears it.
+    let firmware = |_, _, gprs: &mut Gprs| {
+        gprs.rbx = gprs.rflags & Gprs::CF;
+        gprs.rflags &= !Gprs::CF;
+    };
+    bus.attach(0xb2..=0xb3, SmmMailbox::new(firmware))?;
     Ok(bus)
 }
 
@@ -81,6 +89,17 @@ fn registers(ports: &PortSet) -> common::Result<Trace> {
     Ok(emulator.into_events())
 }
 
+/// The status flags are in view like every register: firmware is called with a flag, and answers with one.
+fn flags(ports: &PortSet) -> common::Result {
+    let mut emulator = IoEmulator::builder().ports(ports.clone()).bus(devices()?).build()?;
+    let mut gprs = Gprs { rax: 0xef, rflags: 0x202 | Gprs::CF, ..Gprs::default() };
+    let given = gprs.rflags;
+    emulator.execute(IoInsn::out_imm8(Width::Byte, 0xb2), &mut gprs)?;
+    let text = format!("given {given:#x}, the firmware saw CF = {} and cleared it: {:#x}", gprs.rbx, gprs.rflags);
+    row("flags", &text);
+    Ok(())
+}
+
 fn layouts() -> common::Result {
     for (i, layout) in StubLayout::ALL.iter().copied().enumerate() {
         let started = Instant::now();
@@ -93,6 +112,9 @@ fn layouts() -> common::Result {
         let text = format!("{:<8}{:>4} bytes  {shown:<40}{size}", format!("{layout:?}"), stub.len());
         row(if i == 0 { "layouts" } else { "" }, &text);
     }
+    let options = EmitOptions::new().layout(StubLayout::Compact).registers(RegisterFile::PT_REGS);
+    let size = CodeTable::size(&options) as f64 / 1024.0;
+    row("", &format!("A kernel's table, Compact, on its own `struct pt_regs`: {size:.1} KiB of its memory."));
     Ok(())
 }
 
@@ -110,13 +132,19 @@ fn quirk(ports: &PortSet) -> common::Result {
             &format!("{insn} at port 0xcd4, {title}: AL = {:#04x}, {verdict}", gprs.rax),
         );
     }
+    // The quirk polls: it has to be permitted to read the port, too.
+    let write_only = PortPermissions { read: PortSet::none(), write: ports.clone() };
+    let builder = IoEmulator::builder().quirks(QuirkTable::builtin()).ports(write_only);
+    let mut emulator = builder.bus(devices()?).build()?;
+    let refused = emulator.execute(insn, &mut Gprs { rax: 0x85, rdx: 0xcd4, ..Gprs::default() }).unwrap_err();
+    row("", &refused.to_string());
     Ok(())
 }
 
 /// The real instruction on the real port: without privilege the CPU refuses it, and that is an error like any other.
 fn fault() -> common::Result {
     // SAFETY: port 0x80 takes POST codes; nothing happens when it is written, if it can be written at all.
-    let mut emulator = unsafe { IoEmulator::builder().ports(PortSet::from(0x80..=0x80)).native() }.build()?;
+    let mut emulator = unsafe { IoEmulator::builder().native(PortSet::from(0x80..=0x80)) }.build()?;
     let given = common::recognizable();
     let mut gprs = given;
     match emulator.execute(IoInsn::out_imm8(Width::Byte, 0x80), &mut gprs) {

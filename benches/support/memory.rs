@@ -4,20 +4,20 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use ioemul::{Helpers, IoInsn, Stub, StubLayout, emit_stub};
+use ioemul::{EmitOptions, Helpers, IoInsn, Stub, emit_stub};
 
 use super::hand::Entry;
 
 /// The entry point of a stub.
 pub fn entry(stub: Stub<'_>) -> Entry {
     // SAFETY: a stub is a function of this signature. (It returns something, too, which nobody has to look at.)
-    unsafe { core::mem::transmute::<*const u8, Entry>(stub.as_ptr()) }
+    unsafe { core::mem::transmute::<*const u8, Entry>(stub.code().as_ptr()) }
 }
 
 const PAGE: usize = 4096;
 
 /// A slot as a hypervisor has one for each CPU: executable at one address, written to at another.
-/// (For [`StubLayout::CallRet`], whose stubs are 36 bytes long.)
+/// (For `StubLayout::CallRet`, whose stubs are 36 bytes long.)
 pub struct AliasedSlot {
     writable: *mut u8,
     executable: *mut u8,
@@ -47,7 +47,7 @@ impl AliasedSlot {
         let executable = map(libc::PROT_READ | libc::PROT_EXEC)?;
         // SAFETY: the mapping is as long as that, and nobody else knows it.
         let room = unsafe { core::slice::from_raw_parts_mut(writable, Self::SLOT) };
-        let helpers = Helpers::emit(room, executable as u64, StubLayout::CallRet).map_err(io::Error::other)?;
+        let helpers = Helpers::emit(room, executable as u64, &EmitOptions::new()).map_err(io::Error::other)?;
         Ok(Self { writable, executable, helpers, _memory: memory })
     }
 

@@ -5,7 +5,9 @@ pub mod clock;
 pub mod fault;
 pub mod frames;
 pub mod hand;
+pub mod machine;
 pub mod memory;
+pub mod trace;
 
 /// A device that does nothing: what is measured is the way to it.
 pub struct Silence;

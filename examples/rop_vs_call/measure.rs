@@ -1,12 +1,13 @@
 //! The measurement itself.
 
-use ioemul::{Error, Gprs, IoInsn, StubLayout, StubTable, Width};
+use ioemul::{BuildError, Gprs, IoInsn, StubLayout, StubTable, Width};
 
 use crate::counters::BranchMisses;
 use crate::knee::{Knee, departure};
 use crate::support::clock::{Summary, ticks, ticks_per_core_cycle, ticks_per_ns};
 use crate::support::frames::call_under;
 use crate::support::hand::{self, Entry};
+use crate::support::machine;
 use crate::support::memory::entry;
 
 /// How many frames are around the stub: 0 to this.
@@ -52,7 +53,7 @@ pub struct Machine {
     pub clock: Summary,
 }
 
-pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Measured, Error> {
+pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Measured, BuildError> {
     let insn = IoInsn::out_dx(Width::Byte);
     let table = |layout| StubTable::builder().layout(layout).elide_io(true).build();
     let layouts = [StubLayout::Inline, StubLayout::Compact, StubLayout::CallRet, StubLayout::Rop];
@@ -102,7 +103,7 @@ pub fn measure(core: usize, sweeps: u32, mut swept: impl FnMut()) -> Result<Meas
     let excess: Vec<Summary> = excess.into_iter().map(Summary::of).collect();
     let clock = Summary::of(clock);
     Ok(Measured {
-        machine: Machine { cpu: cpu(), core, ticks_per_ns: ticks_per_ns(), clock },
+        machine: Machine { cpu: machine::cpu(), core, ticks_per_ns: ticks_per_ns(), clock },
         return_stack: departure(&points(&series[0].cycles), 10.0, 0.05),
         level_at: Knee::fit(&points(&excess)),
         noise: noise(&series, &clock, preempted, sweeps),
@@ -165,22 +166,4 @@ fn preemptions() -> u64 {
     // SAFETY: the pointer is to a rusage.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
     usage.ru_nivcsw.unsigned_abs()
-}
-
-/// The CPU as the system names it, and the numbers that identify it.
-fn cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |wanted: &str| {
-        let mut fields = info.lines().filter_map(|line| line.split_once(':'));
-        fields.find(|(key, _)| key.trim() == wanted).map_or("?", |(_, value)| value.trim())
-    };
-    let virtual_machine =
-        if field("flags").split(' ').any(|flag| flag == "hypervisor") { ", virtual machine" } else { "" };
-    format!(
-        "{}, family {} model {} stepping {}{virtual_machine}",
-        field("model name"),
-        field("cpu family"),
-        field("model"),
-        field("stepping"),
-    )
 }
