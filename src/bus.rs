@@ -10,7 +10,7 @@ use core::ops::RangeInclusive;
 use crate::{AttachError, Direction, Error, Gprs, IoFault, IoInsn, PortAccess, Quirk, Step, Width};
 
 pub(crate) mod call;
-mod device;
+pub(crate) mod device;
 
 pub use device::{DeviceError, PortDevice, StringError};
 use device::{read_elements, write_elements};

@@ -14,6 +14,7 @@ use crate::error::BuildError;
 use crate::events::{self, Attempt, Events, NoEvents};
 use crate::{
     Error, Gprs, IoInsn, PortAccess, PortPermissions, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable,
+    Width,
 };
 
 mod string_io;
@@ -160,6 +161,37 @@ impl<E: Events> IoEmulator<E> {
         let (insn, len) = IoInsn::decode(code)?;
         self.execute(insn, gprs)?;
         Ok(len)
+    }
+
+    /// What an IN of this width from `port` answers, all other registers being 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::execute`].
+    #[doc(alias("inb", "inw", "inl"))]
+    pub fn port_in(&mut self, port: u16, width: Width) -> Result<u32, Error> {
+        let mut gprs = Gprs { rdx: port.into(), ..Gprs::default() };
+        self.execute(IoInsn::in_dx(width), &mut gprs)?;
+        Ok(gprs.rax as u32 & width.mask())
+    }
+
+    /// Writes `value` (as much of it as the width takes) to `port`, all other registers being 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::execute`].
+    #[doc(alias("outb", "outw", "outl"))]
+    pub fn port_out(&mut self, port: u16, width: Width, value: u32) -> Result<(), Error> {
+        let mut gprs = Gprs { rax: value.into(), rdx: port.into(), ..Gprs::default() };
+        self.execute(IoInsn::out_dx(width), &mut gprs)
     }
 
     /// The ports that may be touched on the bus; `None` without one.

@@ -4,7 +4,7 @@ use core::ops::RangeInclusive;
 use std::io;
 
 use crate::access::AccessText;
-use crate::bus::DeviceError;
+use crate::bus::device::DeviceError;
 use crate::{DecodeError, Direction, EmitError, IoFault, IoInsn, PortAccess, Width};
 
 /// Why an access was not made, or not to its end. The registers are as they were given, but that RCX, RSI and RDI of INS and

@@ -136,6 +136,31 @@ impl<E: Events + ?Sized> Events for &mut E {
     }
 }
 
+/// A listener that may not be there: whether it is, is asked at each event.
+impl<E: Events> Events for Option<E> {
+    const TIMED: bool = E::TIMED;
+
+    fn before(&mut self, attempt: &Attempt<'_>) {
+        self.iter_mut().for_each(|events| events.before(attempt));
+    }
+
+    fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
+        self.iter_mut().for_each(|events| events.after(attempt, outcome));
+    }
+
+    fn denied(&mut self, attempt: &Attempt<'_>) {
+        self.iter_mut().for_each(|events| events.denied(attempt));
+    }
+
+    fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
+        self.iter_mut().for_each(|events| events.faulted(attempt, outcome, fault));
+    }
+
+    fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
+        self.iter_mut().for_each(|events| events.refused(attempt, outcome, why));
+    }
+}
+
 /// Two listeners.
 impl<A: Events, B: Events> Events for (A, B) {
     const TIMED: bool = A::TIMED || B::TIMED;

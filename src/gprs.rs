@@ -3,8 +3,10 @@
 use core::fmt;
 
 mod file;
+mod names;
 
 pub use file::RegisterFile;
+pub use names::ParseGprsError;
 
 /// The fifteen general-purpose registers that a port-I/O instruction can have in view, and the flags it left.
 ///

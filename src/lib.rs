@@ -87,7 +87,7 @@ pub mod threat_model {}
 struct Readme;
 
 pub use access::PortAccess;
-pub use gprs::{Gprs, RegisterFile};
+pub use gprs::{Gprs, ParseGprsError, RegisterFile};
 pub use insn::{AddressSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, Width};
 
 pub use emission::{EmitError, EmitOptions};
