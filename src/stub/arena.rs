@@ -47,11 +47,11 @@ struct Group {
 
 impl Group {
     #[inline(never)]
-    fn emit<S: CodeSink>(ops: &mut S, origin: usize, style: &StubStyle, forms: impl Iterator<Item = IoInsn>) -> Self {
-        let mut group = Self { first: (ops.offset() - origin) as u32, ..Self::default() };
+    fn emit<S: CodeSink>(ops: &mut S, style: &StubStyle, forms: impl Iterator<Item = IoInsn>) -> Self {
+        let mut group = Self { first: ops.offset() as u32, ..Self::default() };
         for insn in forms {
             let shape = emit_stub(ops, style, insn, None);
-            pad(ops, origin);
+            pad(ops);
             (group.len, group.io) = (shape.len, shape.io);
             group.branches = super::as_many_as_fit(shape.branches().map(|end| end as u16));
             group.count += 1;
@@ -75,7 +75,7 @@ impl Group {
 }
 
 impl Arena {
-    /// Emits helpers, landing pads, the stubs of INS and OUTS, those of `bodies` (`placed` is told of each which it is, where it
+    /// Emits, into a sink that is empty, helpers, landing pads, the stubs of INS and OUTS, those of `bodies` (`placed` is told of each which it is, where it
     /// is and how it looks), and the first stub of IN and OUT.
     pub fn emit<S: CodeSink, B: Body>(
         &mut self,
@@ -85,21 +85,20 @@ impl Arena {
         bodies: &[B],
         placed: &mut dyn FnMut(usize, IoInsn, usize, &StubShape),
     ) {
-        let origin = ops.offset();
         self.pads = emit_head(ops, style, depths);
-        pad(ops, origin);
-        self.strings = Group::emit(ops, origin, style, IoInsn::strings());
+        pad(ops);
+        self.strings = Group::emit(ops, style, IoInsn::strings());
         for (index, body) in bodies.iter().enumerate() {
             for insn in body.forms().into_iter().flatten() {
-                let at = ops.offset() - origin;
+                let at = ops.offset();
                 let shape = emit_stub(ops, style, insn, Some(body));
-                pad(ops, origin);
+                pad(ops);
                 placed(index, insn, at, &shape);
             }
         }
         self.is_for_bus = style.words_at_access() > 0;
         let plain = [IoInsn::in_dx(Width::Byte)];
-        self.plain = Group { count: IoInsn::COUNT as u16, ..Group::emit(ops, origin, style, plain.into_iter()) };
+        self.plain = Group { count: IoInsn::COUNT as u16, ..Group::emit(ops, style, plain.into_iter()) };
     }
 
     /// Fills `code`, which holds the table up to the first stub of IN and OUT, with the others. `false`: it is too short.
@@ -213,7 +212,7 @@ fn emit_head<S: CodeSink>(ops: &mut S, style: &StubStyle, depths: Depths) -> Pad
 }
 
 /// INT3 up to the next boundary.
-fn pad<S: CodeSink>(ops: &mut S, origin: usize) {
-    let len = ops.offset() - origin;
+fn pad<S: CodeSink>(ops: &mut S) {
+    let len = ops.offset();
     (len..len.next_multiple_of(ALIGN)).for_each(|_| ops.push(0xcc));
 }
