@@ -11,8 +11,8 @@ pub struct PortAccess {
     pub width: Width,
     /// IN or OUT.
     pub direction: Direction,
-    /// The instruction that makes it: whether the port was in DX or in the instruction, and whether this is one element of INS
-    /// or OUTS.
+    /// The instruction that makes it: whether the port was in DX or in the instruction, and whether this is one element
+    /// of INS or OUTS.
     pub insn: IoInsn,
 }
 

@@ -1,8 +1,8 @@
 //! Device models in place of the hardware.
 //!
-//! On a bus, the I/O instruction in a stub is replaced by a call (`bus/call.rs`). Everything else stays: the layout, the
-//! loads and saves, the quirks. The guest's registers really are in the CPU when the device is reached, and what the device
-//! writes to them really is loaded again. The same accesses are to be had without any machine code:
+//! On a bus, the I/O instruction in a stub is replaced by a call (`bus/call.rs`). Everything else stays: the layout,
+//! the loads and saves, the quirks. The guest's registers really are in the CPU when the device is reached, and what
+//! the device writes to them really is loaded again. The same accesses are to be had without any machine code:
 //! [`SoftwareBus::access`].
 
 use core::ops::RangeInclusive;
@@ -17,8 +17,8 @@ use device::{read_elements, write_elements};
 
 /// Ports with device models behind them.
 ///
-/// An access goes to the device that claims all its ports; one that no device claims whole is split into bytes, as an ISA
-/// bus does. A byte that nobody claims reads as 0xFF, and a write to it is lost.
+/// An access goes to the device that claims all its ports; one that no device claims whole is split into bytes, as an
+/// ISA bus does. A byte that nobody claims reads as 0xFF, and a write to it is lost.
 ///
 /// ```
 /// use ioemul::{Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
@@ -109,8 +109,8 @@ impl SoftwareBus {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`], [`Error::Fault`], and [`Error::StringForm`] for INS and OUTS, whose memory is the caller's. `gprs` is
-    /// then as it was.
+    /// [`Error::Device`], [`Error::Fault`], and [`Error::StringForm`] for INS and OUTS, whose memory is the caller's.
+    /// `gprs` is then as it was.
     ///
     /// # Panics
     ///
@@ -202,8 +202,8 @@ impl SoftwareBus {
         Ok(input)
     }
 
-    /// Makes the accesses of INS or OUTS: to one device as a slice, to several byte by byte. `memory` has as many elements as
-    /// are to be moved. Returns how many bytes were, whole elements, and why not all.
+    /// Makes the accesses of INS or OUTS: to one device as a slice, to several byte by byte. `memory` has as many
+    /// elements as are to be moved. Returns how many bytes were, whole elements, and why not all.
     #[cold]
     pub(crate) fn string(
         &mut self,

@@ -65,9 +65,9 @@ impl<'q> EmitOptions<'q> {
 
     /// The return thunk's address, or `None`.
     ///
-    /// The thunk is jumped to with the guest's registers live, on the way to the I/O, and with the stub's result in RAX on
-    /// the way back: it has to keep every register, RSP but for the return address, and every flag. (Linux' and Xen's thunks of
-    /// INT3-fenced RETs do; one that writes a register does not.)
+    /// The thunk is jumped to with the guest's registers live, on the way to the I/O, and with the stub's result in RAX
+    /// on the way back: it has to keep every register, RSP but for the return address, and every flag. (Linux' and
+    /// Xen's thunks of INT3-fenced RETs do; one that writes a register does not.)
     pub fn return_thunk(mut self, address: impl Into<Option<u64>>) -> Self {
         self.return_thunk = address.into();
         self

@@ -19,7 +19,8 @@ use crate::{
 
 mod string_io;
 
-/// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`], on the hardware, or some on each.
+/// Executes port-I/O instructions with a guest's registers in view, on a [`SoftwareBus`], on the hardware, or some on
+/// each.
 ///
 /// No port is permitted until the builder says so. Whatever goes wrong, the registers come back as they were given.
 ///
@@ -78,8 +79,8 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// # Errors
     ///
-    /// [`Error::PortDenied`], [`Error::QuirkDenied`], [`Error::Fault`] or [`Error::Device`]; and [`Error::StringForm`] for INS and OUTS,
-    /// which take [`Self::read_string`] or [`Self::write_string`]. `gprs` is then as it was.
+    /// [`Error::PortDenied`], [`Error::QuirkDenied`], [`Error::Fault`] or [`Error::Device`]; and [`Error::StringForm`]
+    /// for INS and OUTS, which take [`Self::read_string`] or [`Self::write_string`]. `gprs` is then as it was.
     ///
     /// # Panics
     ///
@@ -147,8 +148,8 @@ impl<E: Events> IoEmulator<E> {
         }
     }
 
-    /// Decodes the instruction at the start of `code`, 64-bit code, and executes it. Returns its length, by which to advance
-    /// the guest's RIP.
+    /// Decodes the instruction at the start of `code`, 64-bit code, and executes it. Returns its length, by which to
+    /// advance the guest's RIP.
     ///
     /// # Errors
     ///
@@ -224,13 +225,14 @@ impl<E: Events> IoEmulator<E> {
         self.events
     }
 
-    /// Describes another emulator of the same layout, quirks and [ports of the bus](Self::ports), for another thread say. Give
-    /// it a [`bus`](IoEmulatorBuilder::bus) or [`native`](IoEmulatorBuilder::native) of its own: if it is what this one has,
-    /// the two run the same stubs, and nothing is assembled again.
+    /// Describes another emulator of the same layout, quirks and [ports of the bus](Self::ports), for another thread
+    /// say. Give it a [`bus`](IoEmulatorBuilder::bus) or [`native`](IoEmulatorBuilder::native) of its own: if it is
+    /// what this one has, the two run the same stubs, and nothing is assembled again.
     ///
     /// ```
     /// use ioemul::{IoEmulator, PortSet, QuirkTable, SoftwareBus};
-    /// let first = IoEmulator::builder().quirks(QuirkTable::builtin()).ports(PortSet::all()).bus(SoftwareBus::new()).build()?;
+    /// let first =
+    /// IoEmulator::builder().quirks(QuirkTable::builtin()).ports(PortSet::all()).bus(SoftwareBus::new()).build()?;
     /// std::thread::scope(|scope| {
     ///     for _ in 0..8 {
     ///         let mut another = first.sibling().bus(SoftwareBus::new()).build().unwrap();
@@ -314,8 +316,8 @@ impl<E> IoEmulatorBuilder<E> {
         self
     }
 
-    /// The ports that may be touched on the bus: one [`PortSet`](crate::PortSet) for both directions, or [`PortPermissions`]. None
-    /// by default. (Those of the hardware are named in [`Self::native`].)
+    /// The ports that may be touched on the bus: one [`PortSet`](crate::PortSet) for both directions, or
+    /// [`PortPermissions`]. None by default. (Those of the hardware are named in [`Self::native`].)
     pub fn ports(mut self, ports: impl Into<PortPermissions>) -> Self {
         self.ports = ports.into();
         self
@@ -327,21 +329,21 @@ impl<E> IoEmulatorBuilder<E> {
         self
     }
 
-    /// Reaches the bus without any machine code: no executable memory, no signal handler, no system call. Quirks are walked step
-    /// by step; those of machine code are [refused](BuildError::DirectPayload). The registers are the same.
+    /// Reaches the bus without any machine code: no executable memory, no signal handler, no system call. Quirks are
+    /// walked step by step; those of machine code are [refused](BuildError::DirectPayload). The registers are the same.
     pub fn direct(mut self) -> Self {
         self.direct = true;
         self
     }
 
-    /// Runs accesses to `ports` on the hardware. With a bus besides, an access goes to the one that has all its ports, and is
-    /// refused if neither has; a port cannot be on [both](BuildError::PortsInBoth).
+    /// Runs accesses to `ports` on the hardware. With a bus besides, an access goes to the one that has all its ports,
+    /// and is refused if neither has; a port cannot be on [both](BuildError::PortsInBoth).
     ///
     /// # Safety
     ///
-    /// Every IN and OUT that the emulator is asked for on these ports, with any registers, must be harmless to this process
-    /// and to the machine's other users: devices write memory by DMA, reset the machine, or call into firmware. The smaller
-    /// the port set, the smaller the promise ([`Hazard`](crate::Hazard) lists what to keep out of it).
+    /// Every IN and OUT that the emulator is asked for on these ports, with any registers, must be harmless to this
+    /// process and to the machine's other users: devices write memory by DMA, reset the machine, or call into firmware.
+    /// The smaller the port set, the smaller the promise ([`Hazard`](crate::Hazard) lists what to keep out of it).
     pub unsafe fn native(mut self, ports: impl Into<PortPermissions>) -> Self {
         self.native = Some(ports.into());
         self
@@ -372,7 +374,8 @@ impl<E> IoEmulatorBuilder<E> {
         }
     }
 
-    /// Builds the emulator. One without quirks of its own shares its stubs with all others of its layout in the process.
+    /// Builds the emulator. One without quirks of its own shares its stubs with all others of its layout in the
+    /// process.
     ///
     /// # Errors
     ///

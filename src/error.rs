@@ -7,8 +7,8 @@ use crate::access::AccessText;
 use crate::bus::device::DeviceError;
 use crate::{DecodeError, Direction, EmitError, IoFault, IoInsn, PortAccess, Width};
 
-/// Why an access was not made, or not to its end. The registers are as they were given, but that RCX, RSI and RDI of INS and
-/// OUTS say how far they got.
+/// Why an access was not made, or not to its end. The registers are as they were given, but that RCX, RSI and RDI of
+/// INS and OUTS say how far they got.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -1,8 +1,8 @@
 //! What an emulator does, told to whoever listens: counters, logs, traces.
 //!
-//! An [`IoEmulator`](crate::IoEmulator) has a listener of type [`NoEvents`] until the builder is given another; its methods
-//! are empty and leave nothing in the compiled code. A listener is a type parameter, not a pointer: what it does not
-//! implement costs nothing either.
+//! An [`IoEmulator`](crate::IoEmulator) has a listener of type [`NoEvents`] until the builder is given another; its
+//! methods are empty and leave nothing in the compiled code. A listener is a type parameter, not a pointer: what it
+//! does not implement costs nothing either.
 //!
 //! ```text
 //!   execute ──▶ permitted? ──no──▶ denied
@@ -12,8 +12,8 @@
 //!                                     └─▶ refused    a device model did
 //! ```
 //!
-//! A device model that panics takes the control flow with it: `before` then has no sequel. Bytes that do not decode are no
-//! access, and no event.
+//! A device model that panics takes the control flow with it: `before` then has no sequel. Bytes that do not decode are
+//! no access, and no event.
 //!
 //! ```
 //! use ioemul::events::{Attempt, Events, Outcome};

@@ -1,9 +1,9 @@
 //! A #GP in a stub becomes an error of its caller, not the end of the process.
 //!
 //! Without I/O privilege an IN raises #GP, and the kernel sends SIGSEGV. The handler installed here asks whose fault it
-//! is. If RIP is in the I/O sequence of a stub, the thread goes on *inside that table*, at the landing pad for that depth of
-//! the stack: the pad puts RSP right and gives the caller its registers back, the register file in memory was never
-//! written, and no frame is popped by hand. Any other fault belongs to whoever handled the signal before.
+//! is. If RIP is in the I/O sequence of a stub, the thread goes on *inside that table*, at the landing pad for that
+//! depth of the stack: the pad puts RSP right and gives the caller its registers back, the register file in memory was
+//! never written, and no frame is popped by hand. Any other fault belongs to whoever handled the signal before.
 //!
 //! ```text
 //!   RIP ──▶ a registered arena? ──no──▶ the previous handler, or the default action
@@ -13,13 +13,13 @@
 //!           RIP := landing pad, RDX := vector and error code, R8 := address
 //! ```
 //!
-//! The handler is installed when the first table with recovery is built that touches hardware (a bus needs none), for the whole
-//! process, to run on the alternate signal stack
-//! where a thread has one. A program with a handler of its own either installs it before (it is then chained to), or
-//! builds its tables [without recovery](crate::StubTableBuilder::fault_recovery) and calls [`recover`].
+//! The handler is installed when the first table with recovery is built that touches hardware (a bus needs none), for
+//! the whole process, to run on the alternate signal stack where a thread has one. A program with a handler of its own
+//! either installs it before (it is then chained to), or builds its tables [without
+//! recovery](crate::StubTableBuilder::fault_recovery) and calls [`recover`].
 //!
-//! What a previous handler does is its own affair. Rust's own, for one, sets the default action when it is shown a SIGSEGV
-//! that somebody sent with `kill`, and returns: from then on nobody recovers anything.
+//! What a previous handler does is its own affair. Rust's own, for one, sets the default action when it is shown a
+//! SIGSEGV that somebody sent with `kill`, and returns: from then on nobody recovers anything.
 
 use crate::QuirkTable;
 use crate::quirk_table::QuirkStub;
@@ -36,7 +36,8 @@ pub use signal::recover;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IoFault {
-    /// The exception's vector (SDM vol. 3, 6.15): 13 is #GP, the answer to a port that the process has no privilege for.
+    /// The exception's vector (SDM vol. 3, 6.15): 13 is #GP, the answer to a port that the process has no privilege
+    /// for.
     pub vector: u8,
     /// The error code that the CPU pushed; 0 for a port without privilege.
     pub error_code: u16,
@@ -69,8 +70,8 @@ impl core::fmt::Display for IoFault {
 
 impl std::error::Error for IoFault {}
 
-/// What a stub returns. RAX is 0 when the registers were stored; 1 when it came by a landing pad, and the handler has then
-/// left in RDX and R8 what the exception was.
+/// What a stub returns. RAX is 0 when the registers were stored; 1 when it came by a landing pad, and the handler has
+/// then left in RDX and R8 what the exception was.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct StubResult {
     pub rax: u64,

@@ -17,8 +17,8 @@ pub use names::ParseGprsError;
 /// have somewhere safe to land.
 ///
 /// `rflags` takes part by its status flags ([`Gprs::STATUS_FLAGS`]): they are loaded before the access and stored after
-/// it, like every register, since firmware is called with a flag and answers with one. Every other bit is left as given:
-/// IF, TF, DF and their like are the host's, and no guest's bit of them ever reaches the CPU.
+/// it, like every register, since firmware is called with a flag and answers with one. Every other bit is left as
+/// given: IF, TF, DF and their like are the host's, and no guest's bit of them ever reaches the CPU.
 ///
 /// ```
 /// use ioemul::Gprs;

@@ -18,12 +18,13 @@
 //! (`Rop` has one word more, the address of `guest_to_host`, below the pointer.) Nothing is ever written below RSP: a
 //! signal or an interrupt may arrive at any instruction.
 //!
-//! The *landing pads* are where a stub goes on whose access faulted: one for each depth of the stack at which that can be.
-//! A host's fault handler sets RIP to a pad and nothing else; the pad puts RSP right, returns 1, and leaves the register file
-//! as it was given.
+//! The *landing pads* are where a stub goes on whose access faulted: one for each depth of the stack at which that can
+//! be. A host's fault handler sets RIP to a pad and nothing else; the pad puts RSP right, returns 1, and leaves the
+//! register file as it was given.
 //!
 //! None of this is a function: the helpers take their argument below the return address, or clobber every register
 //! there is. They have labels, never function pointers.
+#![allow(clippy::useless_conversion)] // in what `dynasm!` makes of registers that are variables
 
 use dynasm::dynasm;
 
@@ -91,8 +92,8 @@ pub(crate) fn emit_loads<S: CodeSink + ?Sized>(ops: &mut S, file: &RegisterFile)
 }
 
 /// Guest to host: every register and the status flags into the register file that RDI points to, by ascending address
-/// (the flags last: they are composed in registers). The guest's RDI is on the stack and is popped; the host keeps RDI and
-/// RSP, all else is free afterwards.
+/// (the flags last: they are composed in registers). The guest's RDI is on the stack and is popped; the host keeps RDI
+/// and RSP, all else is free afterwards.
 ///
 /// A core that commits two stores a cycle does so only for neighbours in one cache line: hence the order.
 pub(crate) fn emit_stores<S: CodeSink + ?Sized>(ops: &mut S, file: &RegisterFile) {

@@ -111,8 +111,8 @@ pub enum Segment {
     Gs,
 }
 
-/// One port-I/O instruction: IN or OUT, of 8, 16 or 32 bits, with the port in an immediate byte or in DX; or their string
-/// forms INS and OUTS.
+/// One port-I/O instruction: IN or OUT, of 8, 16 or 32 bits, with the port in an immediate byte or in DX; or their
+/// string forms INS and OUTS.
 ///
 /// ```
 /// use ioemul::{Gprs, IoInsn, Width};
@@ -348,8 +348,8 @@ impl IoInsn {
         })
     }
 
-    /// Every form of INS and OUTS that has a stub: six instructions, with and without REP, with addresses of 64 and of 32
-    /// bits, no segment override.
+    /// Every form of INS and OUTS that has a stub: six instructions, with and without REP, with addresses of 64 and of
+    /// 32 bits, no segment override.
     pub fn strings() -> impl Iterator<Item = IoInsn> + Clone {
         (0..Self::STRING_COUNT).map(|index| {
             let (direction, width) = Self::kind(index % 6);

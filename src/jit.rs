@@ -58,12 +58,13 @@ impl StubTable {
         StubTableBuilder::default()
     }
 
-    /// The table for this machine: [`StubLayout::CallRet`], and the quirks that the machine's DMI strings ask for. Built at
-    /// the first call, once for the process.
+    /// The table for this machine: [`StubLayout::CallRet`], and the quirks that the machine's DMI strings ask for.
+    /// Built at the first call, once for the process.
     ///
     /// # Errors
     ///
-    /// See [`StubTableBuilder::build`]; and [`BuildError::Dmi`] when the machine's identity is there and cannot be read.
+    /// See [`StubTableBuilder::build`]; and [`BuildError::Dmi`] when the machine's identity is there and cannot be
+    /// read.
     pub fn global() -> Result<&'static StubTable, BuildError> {
         Self::global_arc().map(|table| &**table)
     }
@@ -164,8 +165,8 @@ impl StubTableBuilder {
         self
     }
 
-    /// Where the registers lie in the structure that the stubs are called with; [`RegisterFile::GPRS`] by default. Stubs for
-    /// another are called by their [entries](Stub::entry).
+    /// Where the registers lie in the structure that the stubs are called with; [`RegisterFile::GPRS`] by default.
+    /// Stubs for another are called by their [entries](Stub::entry).
     pub fn registers(mut self, registers: RegisterFile) -> Self {
         self.style.registers = registers;
         self
@@ -293,8 +294,8 @@ impl<'t> Stub<'t> {
     ///
     /// # Errors
     ///
-    /// [`IoFault`] when the CPU refused the access (see [`fault`](crate::fault)): every word of `gprs` is then as it was (of
-    /// INS and OUTS, all but RCX, RSI and RDI, which say how far they got).
+    /// [`IoFault`] when the CPU refused the access (see [`fault`](crate::fault)): every word of `gprs` is then as it
+    /// was (of INS and OUTS, all but RCX, RSI and RDI, which say how far they got).
     ///
     /// # Panics
     ///
@@ -302,9 +303,9 @@ impl<'t> Stub<'t> {
     ///
     /// # Safety
     ///
-    /// The access is made, on the real port, with all that the hardware or firmware behind it may do in answer: reset the
-    /// machine, write memory by DMA, change registers. The caller vouches that it is harmless to this process and to the
-    /// machine's other users. Where the table was built [without fault
+    /// The access is made, on the real port, with all that the hardware or firmware behind it may do in answer: reset
+    /// the machine, write memory by DMA, change registers. The caller vouches that it is harmless to this process and
+    /// to the machine's other users. Where the table was built [without fault
     /// recovery](StubTableBuilder::fault_recovery), also that it does not fault, or that a handler deals with it.
     #[inline]
     pub unsafe fn run(&self, gprs: &mut Gprs) -> Result<(), IoFault> {
@@ -347,8 +348,8 @@ mod tests {
         }
     }
 
-    /// The kernel's word against the CPU's: `x86_Thread_features` lists `shstk` where a shadow stack is on. (No CPU without
-    /// one can show the other answer.)
+    /// The kernel's word against the CPU's: `x86_Thread_features` lists `shstk` where a shadow stack is on. (No CPU
+    /// without one can show the other answer.)
     #[cfg(target_os = "linux")]
     #[test]
     fn the_shadow_stack_is_detected_as_the_kernel_reports_it() {

@@ -2,9 +2,9 @@
 //!
 //! A guest executed IN or OUT, and the access has to be made for it. An SMM handler, the VMware backdoor or a vendor
 //! mailbox behind the port reads and writes *every* general-purpose register at that instant, so `outb(port, value)` is
-//! not enough: the access must run with the guest's fifteen registers loaded, and give all fifteen back, with the flags.
-//! Machine-code *stubs* do that. There is one for each of the 1,542 forms of IN and OUT (and the string forms), all
-//! assembled once, by dynasm-rs, into one immutable executable buffer.
+//! not enough: the access must run with the guest's fifteen registers loaded, and give all fifteen back, with the
+//! flags. Machine-code *stubs* do that. There is one for each of the 1,542 forms of IN and OUT (and the string forms),
+//! all assembled once, by dynasm-rs, into one immutable executable buffer.
 //!
 //! ```text
 //! guest bytes ──decode──▶ IoInsn ──permitted?──▶ quirk for this platform? ──▶ stub ──run──▶ Gprs / Error
@@ -18,15 +18,17 @@
 //! - [`StubTable`] is the engine under it, for who wants to run stubs himself.
 //! - [`emit_stub`] and [`CodeTable`] write the same stubs to memory that the caller owns, without `std` and without an
 //!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
-//! - [`StubLayout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms that
+//! - [`StubLayout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms
+//!   that
 //!   need more; [`fault`] how a #GP becomes an error.
-//! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, and [`devices`]
+//! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, and
+//!   [`devices`]
 //!   has models to test against.
 //!
 //! # Features
 //!
-//! `std` (default): everything that needs a process. Without it the crate is `no_std` and holds registers, instructions,
-//! helpers, slots and quirks. All others are off by default:
+//! `std` (default): everything that needs a process. Without it the crate is `no_std` and holds registers,
+//! instructions, helpers, slots and quirks. All others are off by default:
 //!
 //! - `trace`: trace files, by serde.
 //! - `tracing`: a listener that emits `tracing` events.

@@ -140,7 +140,8 @@ enum Work {
 
 impl Quirk {
     /// HP ProLiant's SMM port: a byte OUT to port 0xCD4 through DX, with bit 7 of AL set, starts an SMM service, and is
-    /// followed by reading the port until bit 7 clears, in ring 0 with interrupts off. (Xen, arch/x86/ioport_emulate.c.)
+    /// followed by reading the port until bit 7 clears, in ring 0 with interrupts off. (Xen,
+    /// arch/x86/ioport_emulate.c.)
     ///
     /// The poll is bounded: it ends after [`PROLIANT_POLL_LIMIT`] reads at the latest, AL then showing bit 7 still set.
     pub const PROLIANT: Quirk = Quirk::from_steps(
@@ -151,9 +152,9 @@ impl Quirk {
     .interrupts_off()
     .on_platform(&PROLIANT_DMI);
 
-    /// [`Self::PROLIANT`] as Xen has it, in ring 0 byte for byte (`pushf; cli; out %al,%dx; 1: in %dx,%al; test $0x80,%al;
-    /// jnz 1b; popf`): the poll has no end but the firmware's. To be chosen by name, since a virtual machine that was given its
-    /// host's SMBIOS strings would hang a CPU. The flags come back as they were before the access.
+    /// [`Self::PROLIANT`] as Xen has it, in ring 0 byte for byte (`pushf; cli; out %al,%dx; 1: in %dx,%al; test
+    /// $0x80,%al; jnz 1b; popf`): the poll has no end but the firmware's. To be chosen by name, since a virtual machine
+    /// that was given its host's SMBIOS strings would hang a CPU. The flags come back as they were before the access.
     pub const PROLIANT_UNBOUNDED: Quirk = Quirk::from_steps(
         "HP ProLiant SMM port, unbounded",
         Trigger::out_dx(Width::Byte, 0xcd4).rax(0x80, 0x80),
@@ -161,31 +162,31 @@ impl Quirk {
     )
     .interrupts_off();
 
-    /// Dell's SMM mailbox (fans, temperatures): OUT of 0xA3 in AL to port 0xB2 is followed by an OUT of AL to port 0x84.
-    /// (Linux, drivers/hwmon/dell-smm-hwmon.c.)
+    /// Dell's SMM mailbox (fans, temperatures): OUT of 0xA3 in AL to port 0xB2 is followed by an OUT of AL to port
+    /// 0x84. (Linux, drivers/hwmon/dell-smm-hwmon.c.)
     pub const DELL_SMM: Quirk = Quirk::from_steps(
         "Dell SMM",
         Trigger::out(Width::Byte, 0xb2).rax(0xff, 0xa3),
         &[Step::Access, Step::OutAl { port: 0x84 }],
     );
 
-    /// ThinkPad SMAPI: OUT of 0x5380 in AX through DX is followed by an OUT of AL to port 0x4F. The port is in the machine's CMOS
-    /// ([`Self::at_port`]); here it is 0xB2. (tp_smapi; Linux, drivers/char/mwave/smapi.c.)
+    /// ThinkPad SMAPI: OUT of 0x5380 in AX through DX is followed by an OUT of AL to port 0x4F. The port is in the
+    /// machine's CMOS ([`Self::at_port`]); here it is 0xB2. (tp_smapi; Linux, drivers/char/mwave/smapi.c.)
     pub const THINKPAD_SMAPI: Quirk = Quirk::from_steps(
         "ThinkPad SMAPI",
         Trigger::out_dx(Width::Byte, 0xb2).rax(0xffff, 0x5380),
         &[Step::Access, Step::OutAl { port: 0x4f }],
     );
 
-    /// A posted write is forced through by reading the port: OUT of AL through DX is followed by IN of AL from DX. Dell's calling
-    /// interface wants it, at the port that SMBIOS structure 0xDA names ([`Self::at_port`]); here it is 0xB2. (Linux,
-    /// drivers/platform/x86/dell/dcdbas.c.)
+    /// A posted write is forced through by reading the port: OUT of AL through DX is followed by IN of AL from DX.
+    /// Dell's calling interface wants it, at the port that SMBIOS structure 0xDA names ([`Self::at_port`]); here it is
+    /// 0xB2. (Linux, drivers/platform/x86/dell/dcdbas.c.)
     pub const READ_BACK: Quirk =
         Quirk::from_steps("read-back", Trigger::out_dx(Width::Byte, 0xb2), &[Step::Access, Step::InAl]);
 
-    /// Google's GSMI, first kind: the handler is called with CF set, by OUT of 0xEF in AL through DX, and the registers are left to it
-    /// until it clears CF, or until [`CARRY_LIMIT`] looks at CF. The port is the FADT's SMI_CMD ([`Self::at_port`]); here it
-    /// is 0xB2. (Linux, drivers/firmware/google/gsmi.c.)
+    /// Google's GSMI, first kind: the handler is called with CF set, by OUT of 0xEF in AL through DX, and the registers
+    /// are left to it until it clears CF, or until [`CARRY_LIMIT`] looks at CF. The port is the FADT's SMI_CMD
+    /// ([`Self::at_port`]); here it is 0xB2. (Linux, drivers/firmware/google/gsmi.c.)
     pub const GSMI_CARRY: Quirk = Quirk::from_steps(
         "GSMI carry handshake",
         Trigger::out_dx(Width::Byte, 0xb2).rax(0xff, 0xef),
@@ -239,10 +240,10 @@ impl Quirk {
     /// # Safety
     ///
     /// The emitted code runs with the guest's registers loaded, whatever they hold, in the process (or the ring) that
-    /// runs the stub. It must come to its end, with RSP as it was, without writing below RSP; it must say what it pushes
-    /// ([`Payload::pushed`]), write I/O instructions with [`Payload::io`] only, and touch no memory that is not its own.
-    /// It must not change segment registers, MXCSR, the x87 control word or RFLAGS other than the status flags. What it
-    /// emits is the same each time.
+    /// runs the stub. It must come to its end, with RSP as it was, without writing below RSP; it must say what it
+    /// pushes ([`Payload::pushed`]), write I/O instructions with [`Payload::io`] only, and touch no memory that is not
+    /// its own. It must not change segment registers, MXCSR, the x87 control word or RFLAGS other than the status
+    /// flags. What it emits is the same each time.
     pub const unsafe fn new(name: &'static str, trigger: Trigger, payload: fn(&mut Payload<'_>)) -> Self {
         Self { name, platform: None, trigger, work: Work::Code(payload) }
     }
@@ -303,8 +304,8 @@ impl Quirk {
         self.trigger.takes(insn, rax, rdx)
     }
 
-    /// Every access that it makes in the place of `insn`, one of the trigger's forms: each once, however often a poll makes
-    /// it. What has to be permitted before the first one is made.
+    /// Every access that it makes in the place of `insn`, one of the trigger's forms: each once, however often a poll
+    /// makes it. What has to be permitted before the first one is made.
     ///
     /// ```
     /// use ioemul::{IoInsn, Quirk, Width};
@@ -419,8 +420,8 @@ static PROLIANT_DMI: DmiMatch = DmiMatch::new().bios_vendor(&["HP"]).product_nam
     "ProLiant BL6",
 ]);
 
-/// How often the ProLiant port is read before the wait is given up. A port read takes about a microsecond: this is about a
-/// second.
+/// How often the ProLiant port is read before the wait is given up. A port read takes about a microsecond: this is
+/// about a second.
 pub const PROLIANT_POLL_LIMIT: u32 = 1_000_000;
 
 /// How often CF is looked at before the wait for GSMI's handler is given up: about a millisecond.

@@ -3,19 +3,19 @@
 //! Nothing here allocates, maps or executes: bytes are written to a slice, for the address `va` at which they will
 //! execute (which may be another mapping than the one written through). Everything is emitted twice, first without
 //! memory, so that the size, every displacement and the quirks are checked before the first byte is written: an error
-//! leaves the memory as it was. (The plain stub, which a hypervisor may write for every access, is emitted once with the
-//! helpers, and checked and copied from then on.)
+//! leaves the memory as it was. (The plain stub, which a hypervisor may write for every access, is emitted once with
+//! the helpers, and checked and copied from then on.)
 //!
-//! The memory is borrowed while it is written, not while its code runs: make the slice from a raw pointer for each call, and
-//! keep none across a call of the stub.
+//! The memory is borrowed while it is written, not while its code runs: make the slice from a raw pointer for each
+//! call, and keep none across a call of the stub.
 //!
 //! # A slot that is rewritten
 //!
 //! A CPU that fetches what it has just written through another address may execute older bytes speculatively
 //! (speculative code store bypass): where that matters, LFENCE stands between the write and the call (AMD APM vol. 2,
 //! 7.6; Intel's advisory on CVE-2021-0089). On the CPU that wrote, any jump then is enough; on another one that is to
-//! run the slot, an instruction that serializes (CPUID, IRET, SERIALIZE) has to come between (SDM vol. 3, 9.1.3; APM vol. 2, 7.6.1).
-//! A [`CodeTable`](crate::CodeTable), written once, wants none of it, and is faster.
+//! run the slot, an instruction that serializes (CPUID, IRET, SERIALIZE) has to come between (SDM vol. 3, 9.1.3; APM
+//! vol. 2, 7.6.1). A [`CodeTable`](crate::CodeTable), written once, wants none of it, and is faster.
 //!
 //! ```
 //! use ioemul::{EmitOptions, Helpers, IoInsn, StubLayout, Width, emit_stub};
@@ -41,8 +41,8 @@ pub(crate) use place::room;
 pub(crate) use sink::{SlotSink, Targets, emit_checked, helpers_in, with_thunk};
 use template::Template;
 
-/// The helpers of a layout, emitted by the caller, shared by any number of stubs, and the options that these are emitted
-/// with.
+/// The helpers of a layout, emitted by the caller, shared by any number of stubs, and the options that these are
+/// emitted with.
 #[derive(Clone, Debug)]
 pub struct Helpers {
     style: StubStyle,
@@ -122,8 +122,9 @@ fn emit_all(
     Ok((len, pads))
 }
 
-/// Emits the stub of `insn` into `slot`, to be executed at `va` as a [`StubFn`](crate::StubFn), with the options of the helpers.
-/// Returns its length: 36 bytes for [`StubLayout::CallRet`], 13 for [`StubLayout::Compact`], 9 for [`StubLayout::Rop`].
+/// Emits the stub of `insn` into `slot`, to be executed at `va` as a [`StubFn`](crate::StubFn), with the options of the
+/// helpers. Returns its length: 36 bytes for [`StubLayout::CallRet`], 13 for [`StubLayout::Compact`], 9 for
+/// [`StubLayout::Rop`].
 ///
 /// If a quirk of the options has this form, the stub looks at the register file when it is called, and does what the
 /// first quirk does that takes the access, or else the plain access: what
@@ -145,8 +146,8 @@ pub fn emit_stub(slot: &mut [u8], va: u64, insn: IoInsn, helpers: &Helpers) -> R
 /// Where a fault at `rip` resumes, for a stub that [`emit_stub`] emitted with these arguments: the address of a landing
 /// pad, to be set as RIP and nothing else. `None`: `rip` is not in an I/O sequence of that stub.
 ///
-/// The stub then returns 1 in RAX, the register file being as it was given. (After a fault in INS or OUTS, RCX, RSI and RDI
-/// of the register file say how far it got.)
+/// The stub then returns 1 in RAX, the register file being as it was given. (After a fault in INS or OUTS, RCX, RSI and
+/// RDI of the register file say how far it got.)
 pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, rip: u64) -> Option<u64> {
     let offset = usize::try_from(rip.checked_sub(va)?).ok()?;
     let mut landing = None;
@@ -158,7 +159,8 @@ pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, rip: u64) -> Option<
     helpers.va.checked_add(helpers.pads.at(landing?).into())
 }
 
-/// Emits the stub of a form; in front of it, those of the quirks that may have to stand for it. `placed` is told where each is.
+/// Emits the stub of a form; in front of it, those of the quirks that may have to stand for it. `placed` is told where
+/// each is.
 fn emit_stubs(
     sink: &mut SlotSink<'_>,
     insn: IoInsn,

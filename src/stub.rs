@@ -1,5 +1,5 @@
-//! Everything that emits a stub: its layout and style, the sink that takes the bytes, what stands in place of `<io>`, one
-//! stub, and all of them in one piece.
+//! Everything that emits a stub: its layout and style, the sink that takes the bytes, what stands in place of `<io>`,
+//! one stub, and all of them in one piece.
 
 mod arena;
 mod emit;

@@ -16,21 +16,19 @@ use crate::{EmitError, EmitOptions, Gprs, IoInsn, PortAccess, Quirk, RegisterFil
 /// The entry point of a stub: called with the address of a register file, of the structure that it was emitted for.
 ///
 /// It returns 0 when the access was made and the registers are stored, and 1 when the access faulted and execution went
-/// on at a [landing pad](CodeTable::fixup); the register file is then as it was given, but that after INS and OUTS its RCX,
-/// RSI and RDI say how far the instruction got.
+/// on at a [landing pad](CodeTable::fixup); the register file is then as it was given, but that after INS and OUTS its
+/// RCX, RSI and RDI say how far the instruction got.
 pub type StubFn = unsafe extern "sysv64" fn(*mut c_void) -> u64;
 
 /// Every form of a layout in memory that the caller owns.
 ///
 /// ```
 /// use ioemul::{CodeTable, EmitOptions, IoInsn, Quirk, RegisterFile, StubLayout, Width};
-/// let options = EmitOptions::new().layout(StubLayout::Compact).registers(RegisterFile::PT_REGS).quirks(&[Quirk::PROLIANT]);
-/// let mut memory = vec![0; CodeTable::size(&options)];
-/// let table = CodeTable::emit(&mut memory, 0xffff_ffff_8200_0000, &options)?;
-/// let out = IoInsn::out_dx(Width::Byte);
-/// let (rax, rdx) = (0x85, 0xcd4);
-/// assert_ne!(table.resolve(out, rax, rdx), table.entry(out)); // the quirk's stub
-/// assert_eq!(table.resolve(out, rax, 0x80), table.entry(out));
+/// let options =
+/// EmitOptions::new().layout(StubLayout::Compact).registers(RegisterFile::PT_REGS).quirks(&[Quirk::PROLIANT]); let mut
+/// memory = vec![0; CodeTable::size(&options)]; let table = CodeTable::emit(&mut memory, 0xffff_ffff_8200_0000,
+/// &options)?; let out = IoInsn::out_dx(Width::Byte); let (rax, rdx) = (0x85, 0xcd4); assert_ne!(table.resolve(out,
+/// rax, rdx), table.entry(out)); // the quirk's stub assert_eq!(table.resolve(out, rax, 0x80), table.entry(out));
 /// assert_eq!(table.entry(IoInsn::rep_outs(Width::Byte)), None); // asked for by another name: `string_entry`
 /// # Ok::<(), ioemul::EmitError>(())
 /// ```
@@ -60,8 +58,8 @@ impl CodeTable {
         arena.len()
     }
 
-    /// Emits the helpers, all [`IoInsn::COUNT`] stubs of IN and OUT, those of INS and OUTS, and those of the quirks, to be
-    /// executed at `va`.
+    /// Emits the helpers, all [`IoInsn::COUNT`] stubs of IN and OUT, those of INS and OUTS, and those of the quirks, to
+    /// be executed at `va`.
     ///
     /// # Errors
     ///
@@ -80,25 +78,26 @@ impl CodeTable {
         Self { va, style: options.style(), arena, return_thunk: options.return_thunk, quirks, quirk_stubs }
     }
 
-    /// The executable address of the plain stub of `insn`, whatever the quirks say: a [`StubFn`]. `None` for INS and OUTS.
+    /// The executable address of the plain stub of `insn`, whatever the quirks say: a [`StubFn`]. `None` for INS and
+    /// OUTS.
     #[inline]
     pub fn entry(&self, insn: IoInsn) -> Option<u64> {
         if insn.is_string() { None } else { Some(self.address(self.arena.stub(insn).0)) }
     }
 
-    /// The executable address of the stub of INS or OUTS. `None` for IN and OUT, and for forms that have no stub: with 16-bit
-    /// addresses, or a segment override.
+    /// The executable address of the stub of INS or OUTS. `None` for IN and OUT, and for forms that have no stub: with
+    /// 16-bit addresses, or a segment override.
     ///
-    /// The stub follows RSI, RDI and RCX of the register file as they are. A guest's are not to be trusted: who asks has
-    /// bounded the count, and translated the pointer to memory of the host's that may be accessed.
+    /// The stub follows RSI, RDI and RCX of the register file as they are. A guest's are not to be trusted: who asks
+    /// has bounded the count, and translated the pointer to memory of the host's that may be accessed.
     pub fn string_entry(&self, insn: IoInsn) -> Option<u64> {
         let index = insn.index().checked_sub(IoInsn::COUNT)?;
         let has_a_stub = IoInsn::strings().nth(index) == Some(insn);
         has_a_stub.then(|| self.address(self.arena.stub(insn).0))
     }
 
-    /// The executable address of the stub for an access with these registers: that of the first quirk that takes it, else
-    /// the plain one. `None` for INS and OUTS.
+    /// The executable address of the stub for an access with these registers: that of the first quirk that takes it,
+    /// else the plain one. `None` for INS and OUTS.
     #[inline]
     pub fn resolve(&self, insn: IoInsn, rax: u64, rdx: u64) -> Option<u64> {
         match QuirkStub::resolve(&self.quirk_stubs, &self.quirks, insn, rax, rdx) {
@@ -127,9 +126,9 @@ impl CodeTable {
     ///
     /// # Safety
     ///
-    /// The table's bytes are in place at its address, executable. The access is made, on the real port, with all that the
-    /// hardware or firmware behind it may do in answer: the caller vouches that it is permitted and harmless. A fault goes to
-    /// a handler that knows [`Self::fixup`], or cannot be.
+    /// The table's bytes are in place at its address, executable. The access is made, on the real port, with all that
+    /// the hardware or firmware behind it may do in answer: the caller vouches that it is permitted and harmless. A
+    /// fault goes to a handler that knows [`Self::fixup`], or cannot be.
     #[inline]
     pub unsafe fn call(&self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Faulted> {
         if self.style.registers != RegisterFile::GPRS {
@@ -143,11 +142,11 @@ impl CodeTable {
         }
     }
 
-    /// Where a fault at `rip` resumes: the address of a landing pad, to be set as RIP, and nothing else. `None`: `rip` is
-    /// not in an I/O sequence of this table.
+    /// Where a fault at `rip` resumes: the address of a landing pad, to be set as RIP, and nothing else. `None`: `rip`
+    /// is not in an I/O sequence of this table.
     ///
-    /// The pad puts RSP right, gives the caller its registers back and returns 1. Where a quirk had masked interrupts, IF is as it
-    /// was before.
+    /// The pad puts RSP right, gives the caller its registers back and returns 1. Where a quirk had masked interrupts,
+    /// IF is as it was before.
     pub fn fixup(&self, rip: u64) -> Option<u64> {
         let offset = usize::try_from(rip.checked_sub(self.va)?).ok().filter(|offset| *offset < self.arena.len())?;
         let quirk = || {
@@ -172,8 +171,8 @@ impl CodeTable {
         })
     }
 
-    /// Everything in the table that has a name: the helpers, then the stubs, by ascending address. For a symbol table, or
-    /// a stack trace.
+    /// Everything in the table that has a name: the helpers, then the stubs, by ascending address. For a symbol table,
+    /// or a stack trace.
     pub fn symbols(&self) -> impl Iterator<Item = Symbol> + '_ {
         let helpers = helpers_in(self.helpers());
         // Each is as long as it is far to the next one; they are defined in the order of their names' list.

@@ -35,9 +35,9 @@
 //! ```
 //!
 //! What a trace holds is what the emulator's caller sees. The several accesses of a quirk's payload are one record, and
-//! the replaying emulator is built without the quirk (as emulators on a bus are by default). An access that the emulator's
-//! port set denied never reached a port, and is not recorded. Of RFLAGS, the status flags are played back and the rest is
-//! this machine's.
+//! the replaying emulator is built without the quirk (as emulators on a bus are by default). An access that the
+//! emulator's port set denied never reached a port, and is not recorded. Of RFLAGS, the status flags are played back
+//! and the rest is this machine's.
 //!
 //! With the feature `trace`, traces are read from and written to files: `Trace::read` describes the format.
 

@@ -46,8 +46,8 @@ enum Failure {
     Panic(Box<dyn Any + Send>),
 }
 
-/// Runs a stub of a bus table: of IN, OUT, or a quirk in their place. A panic of a device model goes on here, the registers as
-/// they were.
+/// Runs a stub of a bus table: of IN, OUT, or a quirk in their place. A panic of a device model goes on here, the
+/// registers as they were.
 ///
 /// # Safety
 ///
@@ -111,8 +111,8 @@ unsafe fn run_with<'b, 'm>(
     }
 }
 
-/// The registers as they were, copied in the words in which callers and stubs write them: a vector load of two words that
-/// were just stored one by one cannot be served from the store buffer, and would wait until both are in the cache.
+/// The registers as they were, copied in the words in which callers and stubs write them: a vector load of two words
+/// that were just stored one by one cannot be served from the store buffer, and would wait until both are in the cache.
 struct Saved(MaybeUninit<Gprs>);
 
 impl Saved {

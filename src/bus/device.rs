@@ -5,12 +5,12 @@ use crate::{Direction, Gprs, PortAccess, Width};
 /// A device model.
 ///
 /// `gprs` is the whole mailbox: all fifteen registers at the instant of the access. A device may read and change every
-/// one of them, and the status flags in `rflags`; most leave it alone. All of them are the guest's, also RSI and RDI of a
-/// string instruction, whose data comes as a slice.
+/// one of them, and the status flags in `rflags`; most leave it alone. All of them are the guest's, also RSI and RDI of
+/// a string instruction, whose data comes as a slice.
 #[allow(unused_variables)]
 pub trait PortDevice: Send {
-    /// Answers an IN. The result goes to AL, AX or EAX afterwards, over whatever the device wrote to `gprs.rax`. By default
-    /// all ones, as where nobody is.
+    /// Answers an IN. The result goes to AL, AX or EAX afterwards, over whatever the device wrote to `gprs.rax`. By
+    /// default all ones, as where nobody is.
     #[inline]
     fn port_in(&mut self, access: PortAccess, gprs: &mut Gprs) -> u32 {
         u32::MAX
@@ -20,12 +20,14 @@ pub trait PortDevice: Send {
     #[inline]
     fn port_out(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) {}
 
-    /// Either of the two, for a device that may refuse: the access then ends as [`Error::Device`](crate::Error::Device). What the bus calls; by
-    /// default it never fails. `value` is 0 for an IN, and the result of an OUT is ignored.
+    /// Either of the two, for a device that may refuse: the access then ends as
+    /// [`Error::Device`](crate::Error::Device). What the bus calls; by default it never fails. `value` is 0 for an IN,
+    /// and the result of an OUT is ignored.
     ///
     /// # Errors
     ///
-    /// Whatever the device has to say. An [`IoFault`](crate::IoFault) stands for the CPU's own refusal, and ends as [`Error::Fault`](crate::Error::Fault).
+    /// Whatever the device has to say. An [`IoFault`](crate::IoFault) stands for the CPU's own refusal, and ends as
+    /// [`Error::Fault`](crate::Error::Fault).
     #[inline]
     fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
         match access.direction {
@@ -38,8 +40,8 @@ pub trait PortDevice: Send {
     }
 
     /// Answers INS: fills `data`, whole elements of the access's width. By default one IN after the other; a FIFO or a
-    /// DMA-like device takes the slice at once. `gprs` is what the registers hold before the first element; RCX, RSI and
-    /// RDI are the instruction's own and are set by the bus afterwards.
+    /// DMA-like device takes the slice at once. `gprs` is what the registers hold before the first element; RCX, RSI
+    /// and RDI are the instruction's own and are set by the bus afterwards.
     ///
     /// # Errors
     ///

@@ -6,8 +6,8 @@ use crate::{Gprs, PortAccess, PortDevice};
 /// CMOS memory, 128 bytes: an index on port 0x70 and the byte at that index on port 0x71. Attach it to `0x70..=0x71`.
 ///
 /// Bit 7 of the index masks NMIs and is no part of it. The index cannot be read back: port 0x70 reads 0xFF, as on the
-/// Motorola MC146818 and its successors in PC chipsets. A word OUT to port 0x70 sets the index and then writes the byte.
-/// The clock in the first bytes stands still.
+/// Motorola MC146818 and its successors in PC chipsets. A word OUT to port 0x70 sets the index and then writes the
+/// byte. The clock in the first bytes stands still.
 #[derive(Clone, Debug)]
 pub struct Cmos {
     bytes: [u8; 128],

@@ -5,7 +5,8 @@ use crate::{Gprs, PortAccess, PortDevice};
 /// The SMM port of HP's ProLiant servers, 0xCD4: a byte OUT with bit 7 set calls a service, and until that is done the
 /// port reads with bit 7 set.
 ///
-/// Whoever does not poll reads an answer that is not there yet: what [`Quirk::PROLIANT`](crate::Quirk::PROLIANT) is for.
+/// Whoever does not poll reads an answer that is not there yet: what [`Quirk::PROLIANT`](crate::Quirk::PROLIANT) is
+/// for.
 ///
 /// ```
 /// use ioemul::devices::ProLiantPort;

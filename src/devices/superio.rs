@@ -52,8 +52,8 @@ fn refusal(device: &str, error: &dyn Debug) -> DeviceError {
     format!("{device}: {error:?}").into()
 }
 
-/// Puts a device of `vm-superio` behind ports: register 0 at `base`, the next at `base + 1`, and so on. A wide access is
-/// made byte by byte, lowest port first.
+/// Puts a device of `vm-superio` behind ports: register 0 at `base`, the next at `base + 1`, and so on. A wide access
+/// is made byte by byte, lowest port first.
 ///
 /// | device | `base` | attach to |
 /// |---|---|---|

@@ -71,14 +71,15 @@ impl VmwareBackdoor {
         self
     }
 
-    /// The vCPU flags: bit 1, TSCs are in step; bit 3, the x2APIC needs no interrupt remapping; bit 4, MMIO honours PAT.
+    /// The vCPU flags: bit 1, TSCs are in step; bit 3, the x2APIC needs no interrupt remapping; bit 4, MMIO honours
+    /// PAT.
     pub fn vcpu_info(mut self, flags: u32) -> Self {
         self.vcpu_info = flags & !(1 << 31);
         self
     }
 
-    /// Opens the message channel, over which guests send GuestRPC requests such as `info-get guestinfo.x`: `host` is given
-    /// each request and returns the reply, which by convention starts with `1 ` for success and `0 ` for failure.
+    /// Opens the message channel, over which guests send GuestRPC requests such as `info-get guestinfo.x`: `host` is
+    /// given each request and returns the reply, which by convention starts with `1 ` for success and `0 ` for failure.
     ///
     /// A message goes in steps, named in ECX's high word; its low word is 30, EDX's high word the channel. Status comes
     /// back in ECX's high word: bit 0 success, bit 1 a reply is waiting.
@@ -93,9 +94,10 @@ impl VmwareBackdoor {
     /// | 5 end of reply | EBX = 1 | |
     /// | 6 close | | |
     ///
-    /// In place of steps 2 and 4, all the data may go at once by REP OUTSB to, or REP INSB from, the high-bandwidth port
-    /// 0x5659 (bit 7 of the status of steps 1 and 3 says so): EBX = 0x10000, with the status coming back in its high word,
-    /// and the cookies in EBP and EDI (OUTSB) or ESI and EBP (INSB), the registers that the instruction leaves free.
+    /// In place of steps 2 and 4, all the data may go at once by REP OUTSB to, or REP INSB from, the high-bandwidth
+    /// port 0x5659 (bit 7 of the status of steps 1 and 3 says so): EBX = 0x10000, with the status coming back in its
+    /// high word, and the cookies in EBP and EDI (OUTSB) or ESI and EBP (INSB), the registers that the instruction
+    /// leaves free.
     ///
     /// Eight channels, requests of at most 64 KiB; a channel opened with cookies answers only to them.
     pub fn rpc(mut self, host: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Self {

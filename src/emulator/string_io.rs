@@ -1,8 +1,8 @@
 //! INS and OUTS, over memory that the caller gives.
 //!
-//! A guest's RDI and RSI are addresses of the guest's. On a bus the device sees them as they are, and the data as a slice beside
-//! them. On the hardware they are replaced, for the instruction only, by the address of the slice. They come back moved by
-//! as much as the data was. DF is clear for the access: data goes upwards.
+//! A guest's RDI and RSI are addresses of the guest's. On a bus the device sees them as they are, and the data as a
+//! slice beside them. On the hardware they are replaced, for the instruction only, by the address of the slice. They
+//! come back moved by as much as the data was. DF is clear for the access: data goes upwards.
 #![allow(unsafe_code)] // runs string stubs
 
 use super::{Side, Stubs};
@@ -11,11 +11,11 @@ use crate::events::{self, Attempt, Events};
 use crate::{AddressSize, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortOperand, StubTable};
 
 impl<E: Events> IoEmulator<E> {
-    /// Executes INS or REP INS, the data going to the start of `buffer`. Returns how many bytes came: as many elements as
-    /// RCX says (ECX for a 32-bit address size, one without REP).
+    /// Executes INS or REP INS, the data going to the start of `buffer`. Returns how many bytes came: as many elements
+    /// as RCX says (ECX for a 32-bit address size, one without REP).
     ///
-    /// Afterwards RCX is 0 and RDI has moved on. With a 32-bit address size they are zero-extended, as every result of a
-    /// 32-bit operation; a count of 0 changes nothing.
+    /// Afterwards RCX is 0 and RDI has moved on. With a 32-bit address size they are zero-extended, as every result of
+    /// a 32-bit operation; a count of 0 changes nothing.
     ///
     /// ```
     /// use ioemul::{Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, Width};
@@ -30,7 +30,8 @@ impl<E: Events> IoEmulator<E> {
     /// # Errors
     ///
     /// - [`Error::StringForm`], [`Error::StringOutOfBounds`], [`Error::PortDenied`]: nothing has happened.
-    /// - [`Error::Fault`], [`Error::Device`]: RCX and RDI say how far the instruction got (as much is in `buffer`); the other
+    /// - [`Error::Fault`], [`Error::Device`]: RCX and RDI say how far the instruction got (as much is in `buffer`); the
+    ///   other
     ///   registers are as they were. After a page fault the device may have been read once more than they say: a CPU may
     ///   read the port before it finds that it cannot write the memory (SDM vol. 2, INS).
     ///
@@ -42,8 +43,8 @@ impl<E: Events> IoEmulator<E> {
         self.string(insn, Memory::In(buffer), gprs)
     }
 
-    /// Executes OUTS or REP OUTS, the data coming from the start of `data`. Otherwise as [`Self::read_string`], with RSI in
-    /// the place of RDI.
+    /// Executes OUTS or REP OUTS, the data coming from the start of `data`. Otherwise as [`Self::read_string`], with
+    /// RSI in the place of RDI.
     ///
     /// # Errors
     ///
@@ -117,8 +118,8 @@ impl<E: Events> IoEmulator<E> {
     }
 }
 
-/// Runs a string stub on the hardware, where the address has to be in the register: for as long as that takes, RSI or RDI is the
-/// slice's. Returns how many bytes were moved.
+/// Runs a string stub on the hardware, where the address has to be in the register: for as long as that takes, RSI or
+/// RDI is the slice's. Returns how many bytes were moved.
 fn native(
     table: &StubTable,
     insn: IoInsn,
@@ -138,11 +139,11 @@ fn native(
     if rep {
         live.rcx = count;
     }
-    // SAFETY: whoever called `native` vouched for the port; the pointer is to as many bytes as the count says, to be written
-    // for INS and read for OUTS.
+    // SAFETY: whoever called `native` vouched for the port; the pointer is to as many bytes as the count says, to be
+    // written for INS and read for OUTS.
     let result = unsafe { table.stub(insn).run(&mut live) };
-    // Firmware behind the port may have changed any register: what is not a whole number of elements within the slice is
-    // no answer, and counts as nothing.
+    // Firmware behind the port may have changed any register: what is not a whole number of elements within the slice
+    // is no answer, and counts as nothing.
     let moved = pointer(insn.direction, &mut live).wrapping_sub(address);
     let done = usize::try_from(moved).ok().filter(|done| *done <= len && done.is_multiple_of(width)).unwrap_or(0);
     match result {

@@ -83,8 +83,8 @@ impl Node {
         self.sequence.fetch_add(1, Ordering::Release);
     }
 
-    /// The start of the arena and its map, if `rip` is in it. A node that changes meanwhile is not the one: the arena that
-    /// this thread executes in stays registered.
+    /// The start of the arena and its map, if `rip` is in it. A node that changes meanwhile is not the one: the arena
+    /// that this thread executes in stays registered.
     fn covers(&self, rip: usize) -> Option<(usize, *const FaultMap)> {
         let before = self.sequence.load(Ordering::Acquire);
         let (start, end) = (self.start.load(Ordering::Relaxed), self.end.load(Ordering::Relaxed));
@@ -105,8 +105,8 @@ fn nodes() -> impl Iterator<Item = &'static Node> {
     })
 }
 
-/// The signals in which faults of an I/O sequence arrive: #GP and #PF as the first, #SS, #AC and a file cut short under a
-/// mapping as the second.
+/// The signals in which faults of an I/O sequence arrive: #GP and #PF as the first, #SS, #AC and a file cut short under
+/// a mapping as the second.
 const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
 /// Who handled [`SIGNALS`] before.
@@ -134,7 +134,8 @@ fn install() -> io::Result<()> {
                     action.sa_sigaction = handler as *const () as usize;
                     // NODEFER: a handler of another signal may interrupt this one, and run stubs that fault.
                     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-                    // SAFETY: the handler is a function of the signature that SA_SIGINFO asks for, and async-signal-safe.
+                    // SAFETY: the handler is a function of the signature that SA_SIGINFO asks for, and
+                    // async-signal-safe.
                     if unsafe { libc::sigaction(signal, &action, ptr::null_mut()) } != 0 {
                         return Err(io::Error::last_os_error());
                     }

@@ -52,13 +52,13 @@ impl RegisterFile {
         Some(offset_of!(Gprs, rflags) as i16),
     );
 
-    /// KVM's `struct kvm_regs` (Linux, arch/x86/include/uapi/asm/kvm.h): RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8 … R15,
-    /// RIP, RFLAGS.
+    /// KVM's `struct kvm_regs` (Linux, arch/x86/include/uapi/asm/kvm.h): RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8 …
+    /// R15, RIP, RFLAGS.
     pub const KVM_REGS: Self = Self::new([0, 8, 16, 24, 32, 40, 56, 64, 72, 80, 88, 96, 104, 112, 120], Some(136));
 
     /// Linux's `struct pt_regs` (arch/x86/include/uapi/asm/ptrace.h), and Xen's `struct cpu_user_regs`
-    /// (xen/include/public/arch-x86/xen-x86_64.h), which has the same offsets: R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX,
-    /// RCX, RDX, RSI, RDI, and RFLAGS at 144.
+    /// (xen/include/public/arch-x86/xen-x86_64.h), which has the same offsets: R15, R14, R13, R12, RBP, RBX, R11, R10,
+    /// R9, R8, RAX, RCX, RDX, RSI, RDI, and RFLAGS at 144.
     #[doc(alias = "cpu_user_regs")]
     pub const PT_REGS: Self = Self::new([80, 40, 88, 96, 104, 112, 32, 72, 64, 56, 48, 24, 16, 8, 0], Some(144));
 

@@ -52,8 +52,8 @@ impl Part {
 }
 
 impl Gprs {
-    /// A register, or a part of one, by its name: `rax`, `eax`, `ax`, `al`, `ah`, `r8d`, `rflags`. `None`: there is none of
-    /// that name.
+    /// A register, or a part of one, by its name: `rax`, `eax`, `ax`, `al`, `ah`, `r8d`, `rflags`. `None`: there is
+    /// none of that name.
     ///
     /// ```
     /// use ioemul::Gprs;
@@ -65,12 +65,13 @@ impl Gprs {
         Some(self.to_words()[part.word] >> part.shift & part.mask())
     }
 
-    /// Sets a register, or a part of one; the rest of it stays as it is. (An instruction that writes a 32-bit register clears
-    /// the upper half; this does not.)
+    /// Sets a register, or a part of one; the rest of it stays as it is. (An instruction that writes a 32-bit register
+    /// clears the upper half; this does not.)
     ///
     /// # Errors
     ///
-    /// [`ParseGprsError`] when there is no such register, or the value does not fit; the registers are then as they were.
+    /// [`ParseGprsError`] when there is no such register, or the value does not fit; the registers are then as they
+    /// were.
     pub fn set(&mut self, name: &str, value: u64) -> Result<(), ParseGprsError> {
         let part = Part::of(name).ok_or(ParseGprsError::Name)?;
         if value > part.mask() {
@@ -87,8 +88,8 @@ impl Gprs {
 impl FromStr for Gprs {
     type Err = ParseGprsError;
 
-    /// Parses `rax=0x5 rbx=7`: names and values, hexadecimal with `0x`, decimal without; what is not named is 0. Of a register
-    /// that is named twice, the later part counts.
+    /// Parses `rax=0x5 rbx=7`: names and values, hexadecimal with `0x`, decimal without; what is not named is 0. Of a
+    /// register that is named twice, the later part counts.
     ///
     /// ```
     /// use ioemul::Gprs;

@@ -20,8 +20,8 @@ pub enum Step {
     },
     /// IN of AL from the trigger's port, if DX still names it.
     InAl,
-    /// IN of AL from the trigger's port until the bits in `mask` are clear. It ends as well when AL reads as 0xFF, which is what
-    /// a port without a device reads as, when DX no longer names the port, and after `limit` reads.
+    /// IN of AL from the trigger's port until the bits in `mask` are clear. It ends as well when AL reads as 0xFF,
+    /// which is what a port without a device reads as, when DX no longer names the port, and after `limit` reads.
     Poll {
         /// The bits of AL.
         mask: u8,
@@ -112,8 +112,8 @@ fn poll_unbounded(payload: &mut Payload<'_>, mask: u8) {
     dynasm!(payload ; .arch x64 ; test al, BYTE mask ; jnz BYTE <ioemul_again);
 }
 
-/// An SMI may come at any turn and clear CF: it is live throughout, the other flags are kept on the stack. (DEC leaves CF
-/// alone.)
+/// An SMI may come at any turn and clear CF: it is live throughout, the other flags are kept on the stack. (DEC leaves
+/// CF alone.)
 fn wait_carry_clear(payload: &mut Payload<'_>, limit: u32) {
     keep_flags(payload, limit);
     dynasm!(payload ; .arch x64

@@ -9,7 +9,8 @@ pub(crate) fn room(buf: &mut [u8], va: u64, len: usize) -> Result<&mut [u8], Emi
     if is_canonical(va, len) { Ok(room) } else { Err(EmitError::AddressOverflow { va, len }) }
 }
 
-/// Whether all of it is in one piece of canonical address space: with four levels of page tables, or with five (SDM vol. 1,
+/// Whether all of it is in one piece of canonical address space: with four levels of page tables, or with five (SDM
+/// vol. 1,
 /// 3.3.7.1). What ends at a hole of either kind could be run on by a CPU no further than to there.
 fn is_canonical(va: u64, len: usize) -> bool {
     let Some(last) = (len as u64).checked_sub(1).and_then(|len| va.checked_add(len)) else { return len == 0 };

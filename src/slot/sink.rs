@@ -143,7 +143,8 @@ impl<'a> SlotSink<'a> {
         match known {
             Some(target) => self.patch(field, size, base, target, label),
             None => {
-                // What waits for a label is in one stub, or among the helpers: near the start of either the memory or a table.
+                // What waits for a label is in one stub, or among the helpers: near the start of either the memory or a
+                // table.
                 let pending = || {
                     let base = i8::try_from(base - field as i64).ok()?;
                     Some(Pending { label, field: u16::try_from(field).ok()?, size, base })

@@ -22,7 +22,8 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// The longest stub without a quirk, hardened, is shorter, unless registers lie more than 127 bytes from the pointer.
+    /// The longest stub without a quirk, hardened, is shorter, unless registers lie more than 127 bytes from the
+    /// pointer.
     const ROOM: usize = 256;
 
     /// No stub yet, next to helpers at `va`.

@@ -75,8 +75,8 @@ impl Group {
 }
 
 impl Arena {
-    /// Emits, into a sink that is empty, helpers, landing pads, the stubs of INS and OUTS, those of `bodies` (`placed` is told of each which it is, where it
-    /// is and how it looks), and the first stub of IN and OUT.
+    /// Emits, into a sink that is empty, helpers, landing pads, the stubs of INS and OUTS, those of `bodies` (`placed`
+    /// is told of each which it is, where it is and how it looks), and the first stub of IN and OUT.
     pub fn emit<S: CodeSink, B: Body>(
         &mut self,
         ops: &mut S,
@@ -101,7 +101,8 @@ impl Arena {
         self.plain = Group { count: IoInsn::COUNT as u16, ..Group::emit(ops, style, plain.into_iter()) };
     }
 
-    /// Fills `code`, which holds the table up to the first stub of IN and OUT, with the others. `false`: it is too short.
+    /// Fills `code`, which holds the table up to the first stub of IN and OUT, with the others. `false`: it is too
+    /// short.
     #[must_use]
     pub fn write_copies(&self, style: &StubStyle, code: &mut [u8]) -> bool {
         let Group { first, stride, io, ref branches, .. } = self.plain;
@@ -138,7 +139,8 @@ impl Arena {
         }
     }
 
-    /// Where a fault at the instruction `offset` bytes into the table resumes (an offset again), in a stub without a quirk.
+    /// Where a fault at the instruction `offset` bytes into the table resumes (an offset again), in a stub without a
+    /// quirk.
     /// `None`: there is no I/O instruction there.
     pub fn fixup(&self, offset: usize) -> Option<usize> {
         let landing = |group: &Group, landing: Landing| match group.within_io(offset)? {

@@ -107,8 +107,8 @@ pub(crate) fn emit_endbr64<S: CodeSink + ?Sized>(ops: &mut S) {
     complement.into_iter().for_each(|byte| ops.push(!byte));
 }
 
-/// What INS and OUTS have in front of the stub. They run with DF clear; a caller whose DF is set, which the psABI forbids, gets
-/// it back set, after a fault too.
+/// What INS and OUTS have in front of the stub. They run with DF clear; a caller whose DF is set, which the psABI
+/// forbids, gets it back set, after a fault too.
 fn emit_direction<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle) {
     const DF_IN_AH: i8 = 1 << 2;
     dynasm!(ops ; .arch x64

@@ -10,10 +10,10 @@ use crate::{IoInsn, PortAccess, PortOperand};
 
 /// The assembler handed to a quirk's payload: `dynasm!` writes to it, and I/O instructions go through [`Self::io`].
 ///
-/// The payload runs with the guest's registers and status flags loaded and must come to its end with RSP as it found it. It
-/// may use the stack (whatever it pushes, it says so with [`Self::pushed`] and [`Self::popped`], so that a fault in between
-/// finds the landing pad for that depth) but nothing below RSP, and local labels, but no global ones. Labels that start
-/// with `ioemul` are this crate's.
+/// The payload runs with the guest's registers and status flags loaded and must come to its end with RSP as it found
+/// it. It may use the stack (whatever it pushes, it says so with [`Self::pushed`] and [`Self::popped`], so that a fault
+/// in between finds the landing pad for that depth) but nothing below RSP, and local labels, but no global ones. Labels
+/// that start with `ioemul` are this crate's.
 pub struct Payload<'a> {
     ops: &'a mut dyn CodeSink,
     style: &'a StubStyle,
@@ -73,8 +73,8 @@ impl<'a> Payload<'a> {
     /// the device model, in a benchmark table a no-op: a payload never writes the opcode itself.
     ///
     /// The access is recorded, and an emulator checks all of a quirk's accesses against its permissions before it makes
-    /// the first one. So that it reaches no other port than it says, one through DX is made only if DX names the quirk's
-    /// port at that moment, whatever firmware or device have written there; otherwise it is passed over.
+    /// the first one. So that it reaches no other port than it says, one through DX is made only if DX names the
+    /// quirk's port at that moment, whatever firmware or device have written there; otherwise it is passed over.
     ///
     /// INS and OUTS are refused: the pointers that they follow are the guest's.
     pub fn io(&mut self, insn: IoInsn) {
@@ -229,8 +229,8 @@ pub(crate) struct Marks {
     invalid: bool,
 }
 
-/// An offset in ten bits, a number of words in five, and whether the lowest of them is the flags of before a CLI: a kernel's
-/// stack is small.
+/// An offset in ten bits, a number of words in five, and whether the lowest of them is the flags of before a CLI: a
+/// kernel's stack is small.
 #[derive(Clone, Copy, Debug, Default)]
 struct Depth(u16);
 

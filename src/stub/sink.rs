@@ -3,7 +3,8 @@
 /// A target of `dynasm!` for x86-64: bytes, local labels and global labels.
 ///
 /// The emitters of this crate are generic over it, and so is the payload of a [`Quirk`](crate::Quirk): whoever
-/// implements it decides where the bytes go and how labels are resolved. The methods are those that the macro calls (see
+/// implements it decides where the bytes go and how labels are resolved. The methods are those that the macro calls
+/// (see
 /// `dynasmrt::DynasmLabelApi`), less the ones that no emitter here uses. It is object-safe.
 pub trait CodeSink {
     /// How many bytes have been emitted so far.

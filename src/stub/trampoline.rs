@@ -1,7 +1,7 @@
 //! From a stub to a device model: the code that stands in place of an I/O instruction on a bus, and what it calls.
 //!
-//! The stub pushes a *description* of the access, 32 bits: the instruction, and how far up the stack the register file's
-//! address is. The trampoline finds everything else from there.
+//! The stub pushes a *description* of the access, 32 bits: the instruction, and how far up the stack the register
+//! file's address is. The trampoline finds everything else from there.
 
 use dynasm::dynasm;
 

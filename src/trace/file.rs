@@ -67,13 +67,16 @@ impl Trace {
     /// {"records":4}
     /// ```
     ///
-    /// - The first line names the format and its version, the last one says how many records there are between them: without
+    /// - The first line names the format and its version, the last one says how many records there are between them:
+    ///   without
     ///   it the file is cut off. Every line ends with a newline.
     /// - `insn` is the instruction as this crate writes it ([`IoInsn`]'s `Display`, and `FromStr`).
-    /// - `before` holds the registers that are not 0, and `after` those that the instruction changed, as hexadecimal strings
+    /// - `before` holds the registers that are not 0, and `after` those that the instruction changed, as hexadecimal
+    ///   strings
     ///   (not every reader of JSON has 64-bit numbers).
     /// - `data` is what INS or OUTS moved, two digits to a byte.
-    /// - `fault` (the exception) or `refused` (the words of a device model) is there if the instruction ended in an error.
+    /// - `fault` (the exception) or `refused` (the words of a device model) is there if the instruction ended in an
+    ///   error.
     ///
     /// # Errors
     ///
@@ -128,11 +131,11 @@ impl Trace {
 
 /// Records to a file while an emulator runs: an [`Events`] listener.
 ///
-/// Each record is written when its access is done; give it a [`BufWriter`](std::io::BufWriter) unless every line has to be
-/// in the file before the next access. [`Self::finish`] writes the last line.
+/// Each record is written when its access is done; give it a [`BufWriter`](std::io::BufWriter) unless every line has to
+/// be in the file before the next access. [`Self::finish`] writes the last line.
 ///
-/// An access that was made cannot be taken back when its record cannot be written: the emulator goes on, nothing more is
-/// written, and [`Self::error`] and [`Self::finish`] have the error.
+/// An access that was made cannot be taken back when its record cannot be written: the emulator goes on, nothing more
+/// is written, and [`Self::error`] and [`Self::finish`] have the error.
 ///
 /// ```
 /// # use ioemul::{IoEmulator, PortSet, SoftwareBus};
@@ -178,7 +181,8 @@ impl<W: Write> TraceWriter<W> {
     ///
     /// # Errors
     ///
-    /// The error that ended the recording, or that of the last line. The file then has no last line, and reads as cut off.
+    /// The error that ended the recording, or that of the last line. The file then has no last line, and reads as cut
+    /// off.
     pub fn finish(mut self) -> io::Result<W> {
         if let Some(error) = self.error {
             return Err(error);

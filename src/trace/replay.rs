@@ -20,8 +20,8 @@ impl Replay {
     }
 
     /// A bus that takes the recorded accesses in their order, each with the registers that it was recorded with, and
-    /// refuses any other: [`Error::Device`](crate::Error::Device), its source a [`ReplayError`] that shows what was expected
-    /// and what came. The access that was expected can still be made afterwards.
+    /// refuses any other: [`Error::Device`](crate::Error::Device), its source a [`ReplayError`] that shows what was
+    /// expected and what came. The access that was expected can still be made afterwards.
     ///
     /// RFLAGS is not compared, being output only; nor is the address in RSI or RDI of a string instruction.
     pub fn strict(self) -> (SoftwareBus, Progress) {
@@ -29,9 +29,9 @@ impl Replay {
     }
 
     /// A bus that answers each access from the first unused record of its port, width and direction (and of the value
-    /// written), wherever that is in the trace and whatever the other registers hold; of those, the ones that the recorded
-    /// access changed are set. An access that was not recorded, or not so often, finds nobody: it reads as all ones, or is
-    /// lost.
+    /// written), wherever that is in the trace and whatever the other registers hold; of those, the ones that the
+    /// recorded access changed are set. An access that was not recorded, or not so often, finds nobody: it reads as all
+    /// ones, or is lost.
     pub fn lenient(self) -> (SoftwareBus, Progress) {
         self.bus(true)
     }
@@ -102,8 +102,8 @@ impl Progress {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplayError {
-    /// An access other than the next one recorded, or with other registers. Both texts name the access and the registers
-    /// in which they differ.
+    /// An access other than the next one recorded, or with other registers. Both texts name the access and the
+    /// registers in which they differ.
     #[error(
         "access {number} of the trace was expected, and another one came\n  expected: {expected}\n       got: {got}"
     )]

@@ -1,4 +1,5 @@
-//! The message channels of the backdoor: a request and its reply, four bytes to an access or all in one string instruction.
+//! The message channels of the backdoor: a request and its reply, four bytes to an access or all in one string
+//! instruction.
 
 use core::fmt;
 
