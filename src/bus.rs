@@ -130,13 +130,13 @@ impl SoftwareBus {
         undone_unless(gprs, |gprs| {
             for step in steps {
                 match *step {
-                    Step::Access => self.try_access(insn, gprs)?,
+                    Step::Access if insn.port(gprs) == port => self.try_access(insn, gprs)?,
                     Step::OutAl { port } => self.try_access(IoInsn::out_imm8(Width::Byte, port), gprs)?,
                     Step::InAl if gprs.rdx as u16 == port => self.try_access(IN, gprs)?,
                     Step::Poll { mask, limit } => self.poll(port, mask, limit, gprs)?,
                     Step::PollUnbounded { mask } => self.poll(port, mask, crate::PROLIANT_POLL_LIMIT, gprs)?,
                     // DX no longer names the port; and nothing happens here while one waits.
-                    Step::InAl | Step::WaitCarryClear { .. } | Step::Spin { .. } => {}
+                    Step::Access | Step::InAl | Step::WaitCarryClear { .. } | Step::Spin { .. } => {}
                 }
             }
             Ok(())

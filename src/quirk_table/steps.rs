@@ -11,7 +11,7 @@ use crate::{CodeSink, IoInsn, Payload, Ring, Width};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// The guest's own instruction.
+    /// The guest's own instruction; if it takes the port from DX, and an access before it has changed DX, it is passed over.
     Access,
     /// OUT of AL, as the access left it, to a port below 0x100.
     OutAl {
@@ -56,9 +56,9 @@ pub(super) fn emit(payload: &mut Payload<'_>, steps: &[Step], interrupts_off: bo
     }
     for step in steps {
         match *step {
-            Step::Access => payload.access(insn),
-            Step::OutAl { port } => payload.access(IoInsn::out_imm8(Width::Byte, port)),
-            Step::InAl => payload.io(IN),
+            Step::Access => payload.step(insn),
+            Step::OutAl { port } => payload.step(IoInsn::out_imm8(Width::Byte, port)),
+            Step::InAl => payload.step(IN),
             Step::Poll { mask, limit } => poll(payload, mask, limit, port),
             Step::PollUnbounded { mask } => match payload.ring() {
                 Ring::Zero => poll_unbounded(payload, mask),

@@ -62,7 +62,7 @@ pub(crate) trait Body {
         Self: Sized,
     {
         let mut nowhere = Counter::default();
-        self.emit(&mut Payload::new(&mut nowhere, style, self.port(), marks, accesses), insn);
+        self.emit(&mut Payload::new(&mut nowhere, style, (self.port(), insn), marks, accesses), insn);
     }
 }
 
@@ -154,7 +154,7 @@ fn emit_switch<S: CodeSink>(
             emit_access(ops, style, insn, bytes.get(..len).unwrap_or_default(), marks, io);
         }
         Some(body) => {
-            let mut payload = Payload::new(ops, style, body.port(), marks, None);
+            let mut payload = Payload::new(ops, style, (body.port(), insn), marks, None);
             body.emit(&mut payload, insn);
             *problem = payload.finish();
         }

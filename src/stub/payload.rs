@@ -18,6 +18,8 @@ pub struct Payload<'a> {
     ops: &'a mut dyn CodeSink,
     style: &'a StubStyle,
     port: u16,
+    /// Whether DX names the port at the start: not where the instruction has it in an immediate byte.
+    in_dx: bool,
     start: usize,
     marks: &'a mut Marks,
     /// Where the accesses are written down, if somebody wants to know.
@@ -43,16 +45,16 @@ pub(crate) enum PayloadProblem {
 }
 
 impl<'a> Payload<'a> {
-    /// The payload of a quirk on `port`, which DX names at its start if the instruction takes the port from there.
+    /// The payload of a quirk on `port`, in the place of `insn`.
     pub(crate) fn new(
         ops: &'a mut dyn CodeSink,
         style: &'a StubStyle,
-        port: u16,
+        (port, insn): (u16, IoInsn),
         marks: &'a mut Marks,
         accesses: Option<&'a mut Accesses>,
     ) -> Self {
-        let start = ops.offset();
-        Self { ops, style, port, start, marks, accesses, problem: None }
+        let (start, in_dx) = (ops.offset(), insn.operand == PortOperand::Dx);
+        Self { ops, style, port, in_dx, start, marks, accesses, problem: None }
     }
 
     pub(crate) fn finish(self) -> Option<PayloadProblem> {
@@ -78,9 +80,18 @@ impl<'a> Payload<'a> {
     ///
     /// INS and OUTS are refused: the pointers that they follow are the guest's.
     pub fn io(&mut self, insn: IoInsn) {
-        let untouched = self.ops.offset() == self.start;
+        let untouched = self.in_dx && self.ops.offset() == self.start;
         match insn.operand {
             PortOperand::String { .. } => self.problem = self.problem.or(Some(PayloadProblem::StringForm)),
+            PortOperand::Dx if !untouched => self.guarded(insn),
+            _ => self.access(insn),
+        }
+    }
+
+    /// An access of a quirk that is steps: nothing but an access can have changed DX there.
+    pub(crate) fn step(&mut self, insn: IoInsn) {
+        let untouched = self.in_dx && self.marks.accesses().next().is_none();
+        match insn.operand {
             PortOperand::Dx if !untouched => self.guarded(insn),
             _ => self.access(insn),
         }
