@@ -5,7 +5,7 @@ use std::error::Error;
 use std::io;
 
 use hw_shared::stubs::{self, Slot, Style};
-use hw_shared::{Engine, Refused, Returned, by_hand};
+use hw_shared::{BROKEN_VARIANTS, Engine, Refused, Returned, by_hand};
 use ioemul::{
     Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, PortAccess, PortSet, Quirk, QuirkTable, RegisterFile, Ring,
     StubLayout, StubTable,
@@ -57,13 +57,14 @@ pub fn by_hand() -> io::Result<Vec<Named>> {
     Ok(vec![Named { layout: StubLayout::CallRet, variant: "by hand", engine }])
 }
 
-/// A slot of which one byte may be wrong.
-pub fn broken(layout: StubLayout, broken: bool) -> Result<Slot, Box<dyn Error>> {
+/// A slot, in one of the [`BROKEN_VARIANTS`], of which one byte may be wrong.
+pub fn broken(layout: StubLayout, variant: &str, broken: bool) -> Result<Slot, Box<dyn Error>> {
     let quirks: &[Quirk] = match QuirkTable::for_platform(&DmiIdentity::read()?).as_slice() {
         [] => &[],
         _ => Quirk::BUILTIN,
     };
-    let style = Style { broken, quirks, ring: Ring::Three, ..Style::default() };
+    let registers = if variant == BROKEN_VARIANTS[0] { RegisterFile::GPRS } else { RegisterFile::PT_REGS };
+    let style = Style { broken, quirks, registers, ring: Ring::Three, ..Style::default() };
     // SAFETY: the memory is executable, and new for each slot.
     Ok(unsafe { Slot::new(executable_memory()?, layout, style) }?)
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use hw_shared::model::Model;
 use hw_shared::{
-    CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Kind, Line, Linux, Machine, Mix, Mode, Params,
-    Place, Rng, compare, run_broken, run_check, script, soak,
+    BROKEN_VARIANTS, CHECKS, Check, Chipset, DMI_PRODUCT, DMI_VENDOR, Devices, Engine, Kind, Line, Linux, Machine, Mix,
+    Mode, Params, Place, Rng, compare, run_broken, run_check, script, soak,
 };
 use ioemul::{
     Direction, DmiIdentity, Gprs, IoEmulator, IoInsn, IoPrivilegeLevel, PROLIANT_POLL_LIMIT, PortPermissions, PortSet,
@@ -78,7 +78,12 @@ fn record(console: &mut File, engines: &mut [Named], params: &Params) -> Result<
         script::record(&format_args!("{layout:?}"), &mut **engine, params, &mut lines)?;
     }
     if params.mode == Mode::Record {
-        script::record(&"broken", &mut engines::broken(StubLayout::CallRet, true)?, params, &mut lines)?;
+        script::record(
+            &"broken",
+            &mut engines::broken(StubLayout::CallRet, BROKEN_VARIANTS[0], true)?,
+            params,
+            &mut lines,
+        )?;
     }
     console.write_all(lines.as_bytes())?;
     Ok(())
@@ -88,7 +93,7 @@ fn record(console: &mut File, engines: &mut [Named], params: &Params) -> Result<
 fn soak(console: &mut File, engines: &mut [Named], devices: Devices, params: &Params) -> Result<(), Box<dyn Error>> {
     let _privilege = IoPrivilegeLevel::acquire()?;
     prepare_smm(engines, &Params { control: false, ..*params })?;
-    let mut broken = engines::broken(StubLayout::CallRet, true)?;
+    let mut broken = engines::broken(StubLayout::CallRet, BROKEN_VARIANTS[0], true)?;
     let mut names: Vec<String> = engines.iter().map(|e| format!("{:?}, {}", e.layout, e.variant)).collect();
     let mut turns: Vec<&mut dyn Engine> = engines.iter_mut().map(|e| &mut *e.engine as _).collect();
     if params.control {
@@ -128,7 +133,7 @@ fn run_on_all(console: &mut File, check: &Check, engines: &mut [Named], params: 
                 (_, true) => run_one(check, engine, params, memory, &mut shown),
                 // What has no variants goes with the first of them.
                 (Kind::Broken, _) if *variant == "emulator" => {
-                    run_broken(&mut engines::broken(layout, !params.control)?).map_err(Into::into)
+                    run_broken(&mut engines::broken(layout, runs_as, !params.control)?).map_err(Into::into)
                 }
                 (Kind::Linux(_), _) if runs_as == "process" && *variant == "emulator" => {
                     run_one(check, engine, params, memory, &mut shown)

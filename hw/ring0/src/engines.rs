@@ -82,12 +82,17 @@ pub const LAYOUTS: usize = StubLayout::ALL.len();
 
 /// One of as many slots as there are layouts, to be used side by side; one byte of it may be wrong.
 pub fn slot(layout: StubLayout, place: usize, broken: bool) -> Slot {
+    slot_on(RegisterFile::GPRS, layout, place, broken)
+}
+
+/// The same for another register file.
+pub fn slot_on(registers: RegisterFile, layout: StubLayout, place: usize, broken: bool) -> Slot {
     const SIZE: usize = size_of::<Memory>() / LAYOUTS;
     assert!(place < LAYOUTS);
     // SAFETY: all memory is executable here, this part of ours is for this place, and nobody asks for it twice at a time.
     unsafe {
         let part = core::ptr::slice_from_raw_parts_mut(memory().cast::<u8>().add(place * SIZE), SIZE);
-        Slot::new(part, layout, Style { broken, quirks: quirks(), ..Style::default() }).expect("it fits")
+        Slot::new(part, layout, Style { broken, registers, quirks: quirks(), ..Style::default() }).expect("it fits")
     }
 }
 

@@ -10,8 +10,11 @@ mod smbios;
 use core::fmt::Write;
 
 use hw_shared::model::Model;
-use hw_shared::{CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script, soak};
-use ioemul::StubLayout;
+use hw_shared::{
+    BROKEN_VARIANTS, CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script,
+    soak,
+};
+use ioemul::{RegisterFile, StubLayout};
 
 use engines::LAYOUTS;
 use machine::Serial;
@@ -49,8 +52,10 @@ fn checks(params: &Params) {
     });
     for check in CHECKS.iter().filter(|check| matches!(check.kind, Kind::Broken)) {
         for layout in StubLayout::ALL.iter().copied() {
-            let outcome = run_broken(&mut engines::slot(layout, 0, !params.control));
-            print(format_args!("{}\n", Line { check: check.name, layout, variant: "patched slot", outcome: &outcome }));
+            for (&variant, registers) in BROKEN_VARIANTS.iter().zip([RegisterFile::GPRS, RegisterFile::PT_REGS]) {
+                let outcome = run_broken(&mut engines::slot_on(registers, layout, 0, !params.control));
+                print(format_args!("{}\n", Line { check: check.name, layout, variant, outcome: &outcome }));
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use core::arch::x86_64::_rdtsc;
 
-use ioemul::{Gprs, IoInsn, Width};
+use ioemul::{CARRY_LIMIT, Gprs, IoInsn, Width};
 
 use crate::engine::{Engine, Failure, Refused, compare};
 use crate::rng::Rng;
@@ -15,8 +15,9 @@ use crate::smm::{KEEP_CARRY, LATE_COMMAND, SET_CARRY, SMI_PORT, START_TIMER, exc
 const WITH_QUIRK: IoInsn = IoInsn::out_dx(Width::Byte);
 const WITHOUT: IoInsn = IoInsn::out_imm8(Width::Byte, SMI_PORT as u8);
 
-/// A wait is longer than an access without one by at least this factor.
-const LONGER: u64 = 8;
+/// A wait is longer than an access without one by at least so many ticks: one for each look at CF. (The whole access may be a
+/// long one: an engine that writes its slot first is slow under emulation.)
+const LONGER: u64 = CARRY_LIMIT as u64;
 /// How often a fast access is timed, and how often a slow answer is waited for: the machine may be busy elsewhere.
 const ATTEMPTS: u64 = 5;
 
@@ -75,24 +76,24 @@ impl<'a> Calls<'a> {
     }
 }
 
-/// With a handler that never clears CF the wait comes to its end, CF being set; there is no wait without the quirk, nor where CF
-/// is clear.
+/// With a handler that never clears CF the wait comes to its end, CF being set; there is no wait without the quirk, nor
+/// where CF is clear.
 pub fn carry(engine: &mut dyn Engine) -> Result<u64, Failure> {
     let mut calls = Calls::new(engine);
     let without = calls.one_smi(WITHOUT, Gprs::CF, ATTEMPTS)?;
     let clear = calls.one_smi(WITH_QUIRK, 0, ATTEMPTS)?;
     let waited = calls.one_smi(WITH_QUIRK, Gprs::CF, 1)?;
-    if waited / LONGER < without {
+    if waited < without + LONGER {
         return Err(Failure::Other("CF was set, and nobody waited"));
     }
-    if waited / LONGER < clear {
+    if waited < clear + LONGER {
         return Err(Failure::Other("CF was clear, and was waited for"));
     }
     Ok(calls.access)
 }
 
-/// A handler that clears CF in the next SMI, which its timer raises: the wait lasts until then, and the stub stores what the handler
-/// has left, CF included.
+/// A handler that clears CF in the next SMI, which its timer raises: the wait lasts until then, and the stub stores what the
+/// handler has left, CF included.
 pub fn carry_late(engine: &mut dyn Engine) -> Result<u64, Failure> {
     let mut calls = Calls::new(engine);
     let mut attempt = 1;

@@ -7,7 +7,7 @@
 use ioemul::{Direction, Gprs, IoInsn, Width};
 
 use crate::engine::{Engine, Failure, Mismatch, Refused};
-use crate::strings::{Strings, counts};
+use crate::strings::{Strings, counts, reverse};
 
 /// The second serial port, which is nobody's console.
 const PORT: u16 = 0x2f8;
@@ -72,7 +72,7 @@ impl Fifo {
 pub fn fifo(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure> {
     let mut run = Strings::new(engine, PORT);
     for outs in IoInsn::strings().filter(|insn| insn.direction == Direction::Out) {
-        let ins = IoInsn { direction: Direction::In, ..outs };
+        let ins = reverse(outs);
         let bytes = usize::from(outs.width.bytes());
         for &count in counts(outs, &[DEPTH as u64, 0]) {
             let refused = |_| Failure::Refused { access: 0, insn: outs, port: PORT };

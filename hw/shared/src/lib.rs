@@ -25,7 +25,7 @@ pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, EXAMPLES, Exampl
 pub use engine::{DF, Engine, Failure, Mismatch, Refused, Returned, compare, is_addr32};
 pub use mix::{Devices, Mix};
 pub use params::{Mode, Params};
-pub use report::{Line, NATIVE_VARIANTS, Place, RING0_VARIANTS, RING3_VARIANTS};
+pub use report::{BROKEN_VARIANTS, Line, NATIVE_VARIANTS, Place, RING0_VARIANTS, RING3_VARIANTS};
 pub use rng::Rng;
 pub use run::{run_broken, run_check, run_steps};
 pub use smm::{Chipset, HANDLER_ADDRESS, SMI_COMMAND, SMI_PORT, exchange, handler};

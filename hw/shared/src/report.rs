@@ -22,6 +22,8 @@ pub const RING3_VARIANTS: &[&str] = &["emulator", "table", "pt_regs", "kvm_regs"
 /// In ring 0, through a slot rewritten for each access, a table of all forms, a hardened slot (ENDBR64 at the entry,
 /// INT3 behind it, a return thunk in place of RET), and a hardened table and a slot for register files of hosts.
 pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened", "pt_regs", "kvm_regs"];
+/// Slots of which one byte is changed, for [`Gprs`](ioemul::Gprs) and for `pt_regs`.
+pub const BROKEN_VARIANTS: &[&str] = &["patched slot", "patched, pt_regs"];
 /// Those of ring 3 that say what a fault was.
 pub const NATIVE_VARIANTS: &[&str] = &["emulator", "table"];
 /// Those of ring 3 whose stubs can be called by hand.
@@ -33,7 +35,7 @@ impl Kind {
     /// has no timer of its own to raise a late SMI with.
     pub fn variants(&self, place: Place, layout: StubLayout) -> &'static [&'static str] {
         match (self, place) {
-            (Kind::Broken, _) => &["patched slot"],
+            (Kind::Broken, _) => BROKEN_VARIANTS,
             (Kind::Unprivileged | Kind::Linux(_), Place::Ring0) => &[],
             (_, Place::Ring0) => RING0_VARIANTS,
             (Kind::CarryLate, Place::Ring3) => &[],

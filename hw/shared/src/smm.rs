@@ -22,7 +22,7 @@ pub const SET_CARRY: u64 = 1;
 pub const KEEP_CARRY: u64 = 2;
 /// Bit of RBX: [`LATE_COMMAND`] raises the next SMI itself.
 pub const START_TIMER: u64 = 4;
-/// What the handler writes to the initial count of the local APIC's timer, which is a nanosecond a turn in QEMU.
+/// What the handler writes to the initial count of the local APIC's timer, which takes a nanosecond a turn in QEMU.
 pub const DELAY: u32 = 100_000;
 /// Where SMRAM holds the handler: SeaBIOS moves SMBASE to 0xA0000.
 pub const HANDLER_ADDRESS: usize = 0xa_8000;

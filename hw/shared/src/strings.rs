@@ -1,7 +1,7 @@
 //! INS and OUTS in all their forms on pc-testdev's latch: an OUTS leaves its last element there, an INS reads that as often
 //! as it is told to.
 
-use ioemul::{Direction, Gprs, IoInsn, PortOperand, Width};
+use ioemul::{Direction, Gprs, IoInsn, PortOperand, Segment, Width};
 
 use crate::engine::{DF, Engine, Failure, Mismatch, Refused, Returned, compare, is_addr32};
 use crate::rng::Rng;
@@ -34,7 +34,7 @@ fn all_forms(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure>
     memory[..4].copy_from_slice(&latch);
     run.one(IoInsn::outs(Width::Dword), 1, 1, memory)?;
     for outs in IoInsn::strings().filter(|insn| insn.direction == Direction::Out) {
-        let ins = IoInsn { direction: Direction::In, ..outs };
+        let ins = reverse(outs);
         let bytes = usize::from(outs.width.bytes());
         for &elements in counts(outs, &[ELEMENTS, 0]) {
             let len = elements as usize * bytes;
@@ -51,6 +51,13 @@ fn all_forms(engine: &mut dyn Engine, memory: &mut [u8]) -> Result<u64, Failure>
         }
     }
     Ok(run.access)
+}
+
+/// The INS for an OUTS: of the same width, with as many elements, and with addresses of the same size.
+pub fn reverse(outs: IoInsn) -> IoInsn {
+    let PortOperand::String { rep, address, .. } = outs.operand else { return outs };
+    let operand = PortOperand::String { rep, address, segment: Segment::Es };
+    IoInsn { direction: Direction::In, operand, ..outs }
 }
 
 /// How many elements a form can be told to move: as many as wanted, or one.

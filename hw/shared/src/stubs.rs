@@ -262,3 +262,46 @@ fn sabotage(code: &mut [u8], registers: &RegisterFile) {
         code[at + 2] = 0x6f;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Like stubs for `pt_regs`: R15 is at 0, and at 120 is `orig_rax`, which is none of theirs.
+    core::arch::global_asm!(
+        ".global ioemul_hw_test_keeps, ioemul_hw_test_changes",
+        "ioemul_hw_test_keeps:",
+        "inc qword ptr [rdi]",
+        "xor eax, eax",
+        "ret",
+        "ioemul_hw_test_changes:",
+        "inc qword ptr [rdi + 120]",
+        "xor eax, eax",
+        "ret",
+    );
+
+    unsafe extern "C" {
+        static ioemul_hw_test_keeps: u8;
+        static ioemul_hw_test_changes: u8;
+    }
+
+    fn run(stub: *const u8) -> Gprs {
+        let mut gprs = Rng::new(7).gprs();
+        // SAFETY: a function of a stub's signature, which touches the structure alone.
+        let returned = unsafe { call(stub as u64, &RegisterFile::PT_REGS, &mut gprs, true) };
+        assert_eq!((returned.result, returned.rflags & crate::DF), (0, crate::DF));
+        gprs
+    }
+
+    #[test]
+    fn a_structure_of_the_host_is_filled_and_read_back() {
+        let before = Rng::new(7).gprs();
+        assert_eq!(run(&raw const ioemul_hw_test_keeps), Gprs { r15: before.r15 + 1, ..before });
+    }
+
+    #[test]
+    #[should_panic(expected = "no register of its own")]
+    fn a_change_elsewhere_is_noticed() {
+        run(&raw const ioemul_hw_test_changes);
+    }
+}
