@@ -1,7 +1,7 @@
 //! What the fuzz targets that emit code share.
 
 use arbitrary::Arbitrary;
-use ioemul::{EmitError, Quirk, Ring, SlotOptions};
+use ioemul::{EmitError, EmitOptions, Quirk, RegisterFile, Ring, StubLayout};
 
 /// Anywhere, or near the helpers and the edges of what a near branch reaches.
 #[derive(Arbitrary, Debug)]
@@ -26,23 +26,45 @@ impl Address {
 /// What may change the bytes.
 #[derive(Arbitrary, Debug)]
 pub struct Options {
+    layout: u8,
+    registers: Registers,
     endbr64: bool,
     int3: bool,
     return_thunk: Option<Address>,
-    quirk: bool,
+    quirks: u8,
     ring_3: bool,
 }
 
+/// Where the host keeps the registers.
+#[derive(Arbitrary, Debug)]
+enum Registers {
+    Gprs,
+    PtRegs,
+    KvmRegs,
+    /// Anywhere, as likely as not with two of them in one place.
+    Others([i16; 15], Option<i16>),
+}
+
 impl Options {
-    /// With addresses that are relative to `base`.
-    pub fn at(&self, base: u64) -> SlotOptions {
-        SlotOptions {
-            endbr64: self.endbr64,
-            return_thunk: self.return_thunk.as_ref().map(|thunk| thunk.from(base)),
-            int3: self.int3,
-            quirk: self.quirk.then_some(Quirk::PROLIANT),
-            ring: if self.ring_3 { Ring::Three } else { Ring::Zero },
-        }
+    /// With addresses that are relative to `base`, and up to one quirk more than are taken.
+    pub fn at(&self, base: u64) -> EmitOptions<'static> {
+        let registers = match self.registers {
+            Registers::Gprs => RegisterFile::GPRS,
+            Registers::PtRegs => RegisterFile::PT_REGS,
+            Registers::KvmRegs => RegisterFile::KVM_REGS,
+            Registers::Others(offsets, rflags) => RegisterFile::new(offsets, rflags),
+        };
+        let first = usize::from(self.quirks >> 4) % Quirk::ALL.len();
+        let quirks = &Quirk::ALL[first..];
+        let count = usize::from(self.quirks & 15) % (EmitOptions::MAX_QUIRKS + 2);
+        EmitOptions::new()
+            .layout(StubLayout::ALL[usize::from(self.layout) % StubLayout::ALL.len()])
+            .registers(registers)
+            .endbr64(self.endbr64)
+            .return_thunk(self.return_thunk.as_ref().map(|thunk| thunk.from(base)))
+            .int3(self.int3)
+            .ring(if self.ring_3 { Ring::Three } else { Ring::Zero })
+            .quirks(&quirks[..count.min(quirks.len())])
     }
 }
 
@@ -71,9 +93,17 @@ pub fn emitted<T>(
             None
         }
         Err(EmitError::AddressOverflow { va, len }) => {
-            assert!(va.checked_add(len as u64).is_none());
+            let last = va.checked_add((len as u64).saturating_sub(1));
+            assert!(last.is_none_or(|last| !canonical(va) || !canonical(last) || (va ^ last) >> 63 != 0));
             None
         }
+        Err(EmitError::RegisterFile | EmitError::TooManyQuirks { .. }) => None,
         Err(other) => panic!("{other}"),
     }
+}
+
+/// Whether bits 63 to 47 are all the same.
+fn canonical(va: u64) -> bool {
+    let high = va as i64 >> 47;
+    high == 0 || high == -1
 }
