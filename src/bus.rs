@@ -120,27 +120,26 @@ impl SoftwareBus {
         if insn.is_string() {
             return Err(Error::StringForm { insn });
         }
-        undone_unless(gprs, |gprs| self.try_access(insn, gprs))
+        let before = gprs.by_words();
+        undone_unless(gprs, &before, |gprs| self.try_access(insn, gprs))
     }
 
-    /// What a quirk does in the place of `insn`, step by step. `gprs` is as it was if that fails.
-    pub(crate) fn walk(&mut self, quirk: &Quirk, steps: &[Step], insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+    /// What a quirk does in the place of `insn`, step by step. A failure leaves `gprs` as the device did.
+    pub(crate) fn walk(&mut self, quirk: &Quirk, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         const IN: IoInsn = IoInsn::in_dx(Width::Byte);
         let port = quirk.trigger().port;
-        undone_unless(gprs, |gprs| {
-            for step in steps {
-                match *step {
-                    Step::Access if insn.port(gprs) == port => self.try_access(insn, gprs)?,
-                    Step::OutAl { port } => self.try_access(IoInsn::out_imm8(Width::Byte, port), gprs)?,
-                    Step::InAl if gprs.rdx as u16 == port => self.try_access(IN, gprs)?,
-                    Step::Poll { mask, limit } => self.poll(port, mask, limit, gprs)?,
-                    Step::PollUnbounded { mask } => self.poll(port, mask, crate::PROLIANT_POLL_LIMIT, gprs)?,
-                    // DX no longer names the port; and nothing happens here while one waits.
-                    Step::Access | Step::InAl | Step::WaitCarryClear { .. } | Step::Spin { .. } => {}
-                }
+        for step in quirk.steps().unwrap_or_default() {
+            match *step {
+                Step::Access if insn.port(gprs) == port => self.try_access(insn, gprs)?,
+                Step::OutAl { port } => self.try_access(IoInsn::out_imm8(Width::Byte, port), gprs)?,
+                Step::InAl if gprs.rdx as u16 == port => self.try_access(IN, gprs)?,
+                Step::Poll { mask, limit } => self.poll(port, mask, limit, gprs)?,
+                Step::PollUnbounded { mask } => self.poll(port, mask, crate::PROLIANT_POLL_LIMIT, gprs)?,
+                // DX no longer names the port; and nothing happens here while one waits.
+                Step::Access | Step::InAl | Step::WaitCarryClear { .. } | Step::Spin { .. } => {}
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// Reads a port until the bits are clear, as the stub of [`Step::Poll`] does.
@@ -160,7 +159,7 @@ impl SoftwareBus {
 
     /// As [`Self::access`]; a failure leaves `gprs` as the device did.
     #[inline]
-    fn try_access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
+    pub(crate) fn try_access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let access = PortAccess::of(insn, gprs);
         let PortAccess { width, direction, .. } = access;
         let value = match direction {
@@ -172,7 +171,10 @@ impl SoftwareBus {
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
-        gprs.rflags = of_the_device(rflags, gprs.rflags);
+        // Where nothing changed, nothing is written: the next access of these registers need not wait for it.
+        if gprs.rflags != rflags {
+            gprs.rflags = of_the_device(rflags, gprs.rflags);
+        }
         Ok(())
     }
 
@@ -260,22 +262,27 @@ impl Memory<'_> {
     }
 }
 
-/// Does something with registers, and puts them back if it fails or panics.
+/// Does something with registers, and puts them back, as they were `before`, if it fails or panics.
 #[inline]
-pub(crate) fn undone_unless<T>(gprs: &mut Gprs, work: impl FnOnce(&mut Gprs) -> Result<T, Error>) -> Result<T, Error> {
+pub(crate) fn undone_unless<T>(
+    gprs: &mut Gprs,
+    before: &Gprs,
+    work: impl FnOnce(&mut Gprs) -> Result<T, Error>,
+) -> Result<T, Error> {
     struct Undo<'g> {
         gprs: &'g mut Gprs,
-        before: Gprs,
+        before: &'g Gprs,
         done: bool,
     }
     impl Drop for Undo<'_> {
+        #[inline]
         fn drop(&mut self) {
             if !self.done {
-                *self.gprs = self.before;
+                *self.gprs = *self.before;
             }
         }
     }
-    let mut undo = Undo { before: *gprs, gprs, done: false };
+    let mut undo = Undo { gprs, before, done: false };
     let result = work(undo.gprs);
     undo.done = result.is_ok();
     result

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use once_cell::sync::OnceCell;
 
-use crate::bus::call;
+use crate::bus::{call, undone_unless};
 use crate::error::BuildError;
 use crate::events::{self, Attempt, Events, NoEvents};
 use crate::{
@@ -90,12 +90,12 @@ impl<E: Events> IoEmulator<E> {
         if insn.is_string() {
             return Err(Error::StringForm { insn });
         }
-        let before = *gprs;
+        let before = gprs.by_words();
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
         let side = self.permit(&attempt)?;
         self.events.before(&attempt);
         let started = events::start::<E>();
-        let result = self.run(side, insn, gprs);
+        let result = undone_unless(gprs, &before, |gprs| self.run(side, insn, gprs));
         events::end(&mut self.events, &attempt, (gprs, &[]), started, &result);
         result
     }
@@ -124,7 +124,7 @@ impl<E: Events> IoEmulator<E> {
         Err(Error::QuirkDenied { quirk, port: access.port, width: access.width, direction: access.direction })
     }
 
-    /// Quirk and stub, of IN or OUT that [`Self::permit`] has let pass.
+    /// Quirk and stub, of IN or OUT that [`Self::permit`] has let pass. A failure may leave anything in `gprs`.
     #[inline]
     fn run(&mut self, side: Side, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         match (side, &mut self.on_bus, &self.native) {
@@ -138,8 +138,8 @@ impl<E: Events> IoEmulator<E> {
                 unsafe { call::run(bus, table.resolve(insn, gprs), insn, gprs) }
             }
             (_, Some((_, bus, Stubs::Direct(quirks))), _) => match direct_quirk(quirks, insn, gprs) {
-                Some(quirk) => bus.walk(quirk, quirk.steps().unwrap_or_default(), insn, gprs),
-                None => bus.access(insn, gprs),
+                Some(quirk) => bus.walk(quirk, insn, gprs),
+                None => bus.try_access(insn, gprs),
             },
             (_, None, _) => {
                 let PortAccess { port, width, direction, .. } = PortAccess::of(insn, gprs);

@@ -66,6 +66,9 @@ fn emit_store<S: CodeSink + ?Sized>(ops: &mut S, offset: i16, register: u8) {
     }
 }
 
+/// OF, in the second byte of RFLAGS.
+const OF_IN_BYTE_1: i8 = 1 << 3;
+
 const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RSI: u8 = 6;
@@ -77,11 +80,10 @@ pub(crate) fn emit_loads<S: CodeSink + ?Sized>(ops: &mut S, file: &RegisterFile)
     if let Some(rflags) = file.rflags() {
         emit_load(ops, RAX, rflags);
         dynasm!(ops ; .arch x64
-            ; mov ecx, eax
-            ; shr ecx, BYTE 11
-            ; and ecx, BYTE 1
-            ; add cl, BYTE 0x7f // overflows exactly when OF was set
+            ; movzx ecx, ah
             ; mov ah, al // SF, ZF, AF, PF and CF, where SAHF wants them
+            ; and ecx, BYTE OF_IN_BYTE_1
+            ; add cl, BYTE 0x78 // overflows exactly when OF was set
             ; sahf
         );
     }
@@ -110,19 +112,20 @@ pub(crate) fn emit_stores<S: CodeSink + ?Sized>(ops: &mut S, file: &RegisterFile
         stored = stored.or(Some(register).filter(|register| *register != RDI));
     }
     if let Some(rflags) = file.rflags() {
-        const STATUS_FLAGS: i32 = crate::Gprs::STATUS_FLAGS as i32;
+        const OTHERS: i32 = !(crate::Gprs::STATUS_FLAGS as i32);
         // None of the stores has changed a flag.
         dynasm!(ops ; .arch x64
             ; lahf
-            ; seto al
-            ; rol ax, BYTE 8
-            ; shl ah, BYTE 3 // OF is bit 11
+            ; seto dl
         );
         emit_load(ops, RCX, rflags);
         dynasm!(ops ; .arch x64
-            ; xor eax, ecx
-            ; and eax, STATUS_FLAGS // where the file differs
-            ; xor rcx, rax
+            ; movzx edx, dl
+            ; shl edx, BYTE 11
+            ; and rcx, DWORD OTHERS
+            ; movzx eax, ah // and bit 1, which is always set in LAHF's
+            ; lea rcx, [BYTE rcx + rdx - 2] // no two have a bit in common: sums are unions
+            ; add rcx, rax
         );
         emit_store(ops, rflags, RCX);
     }

@@ -41,6 +41,8 @@ pub struct StubTable {
     /// The bytes of `memory`, at hand: every access looks its stub up here. Never given out for longer than the table.
     code: &'static [u8],
     _memory: ExecutableBuffer,
+    /// Whether the stubs are for `Gprs`.
+    on_gprs: bool,
 }
 
 impl StubTable {
@@ -111,7 +113,7 @@ impl StubTable {
 
     #[inline]
     fn stub_at(&self, at: usize, len: usize) -> Stub<'_> {
-        Stub { code: &self.code[at..at + len], registers: &self.map.style.registers }
+        Stub { code: &self.code[at..at + len], on_gprs: self.on_gprs }
     }
 
     /// The whole arena: the helpers, then the stubs, with INT3 in between.
@@ -238,7 +240,13 @@ impl StubTableBuilder {
         let registration = unsafe { Registration::new(code, &map, recovers) }.map_err(BuildError::SignalHandler)?;
         #[cfg(not(target_os = "linux"))]
         let (registration, _) = (Registration, recovers);
-        Ok(StubTable { _registration: registration, map, code, _memory: memory })
+        Ok(StubTable {
+            _registration: registration,
+            map,
+            code,
+            _memory: memory,
+            on_gprs: style.registers == RegisterFile::GPRS,
+        })
     }
 }
 
@@ -273,7 +281,8 @@ fn shadow_stack_is_active() -> bool {
 #[derive(Clone, Copy)]
 pub struct Stub<'t> {
     code: &'t [u8],
-    registers: &'t RegisterFile,
+    /// Whether it is for `Gprs`.
+    on_gprs: bool,
 }
 
 impl<'t> Stub<'t> {
@@ -309,10 +318,7 @@ impl<'t> Stub<'t> {
     /// recovery](StubTableBuilder::fault_recovery), also that it does not fault, or that a handler deals with it.
     #[inline]
     pub unsafe fn run(&self, gprs: &mut Gprs) -> Result<(), IoFault> {
-        assert!(
-            *self.registers == RegisterFile::GPRS,
-            "the table is for another register file than Gprs: call `entry`"
-        );
+        assert!(self.on_gprs, "the table is for another register file than Gprs: call `entry`");
         let (rax, rdx, r8);
         // SAFETY: the bytes are a stub, which keeps to the calling convention; the caller vouches for the access.
         unsafe {

@@ -14,7 +14,7 @@
 
 use core::any::Any;
 use core::arch::asm;
-use core::mem::{MaybeUninit, offset_of};
+use core::mem::offset_of;
 use core::ptr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -82,7 +82,7 @@ unsafe fn run_with<'b, 'm>(
     memory: Option<&'b mut Memory<'m>>,
     gprs: &mut Gprs,
 ) -> (usize, Result<(), Error>) {
-    let (before, requested) = (Saved::new(gprs), PortAccess::of(insn, gprs));
+    let requested = PortAccess::of(insn, gprs);
     let mut frame = BusFrame { access, bus, memory, done: 0, failure: None };
     let mut result = StubResult::default();
     // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
@@ -104,32 +104,9 @@ unsafe fn run_with<'b, 'm>(
         // In a quirk's payload.
         (None, Err(fault)) => Failure::Error(Error::Fault { access: requested, fault }),
     };
-    *gprs = before.into_gprs();
     match failure {
         Failure::Error(error) => (frame.done, Err(error)),
         Failure::Panic(panic) => resume_unwind(panic),
-    }
-}
-
-/// The registers as they were, copied in the words in which callers and stubs write them: a vector load of two words
-/// that were just stored one by one cannot be served from the store buffer, and would wait until both are in the cache.
-struct Saved(MaybeUninit<Gprs>);
-
-impl Saved {
-    #[inline]
-    fn new(gprs: &Gprs) -> Self {
-        let mut copy = MaybeUninit::<Gprs>::uninit();
-        let (to, from) = (copy.as_mut_ptr().cast::<u64>(), ptr::from_ref(gprs).cast::<u64>());
-        for word in 0..size_of::<Gprs>() / size_of::<u64>() {
-            // SAFETY: within the two register files. Volatile, or the compiler would make vectors of them.
-            unsafe { to.add(word).write(from.add(word).read_volatile()) };
-        }
-        Self(copy)
-    }
-
-    fn into_gprs(self) -> Gprs {
-        // SAFETY: `new` wrote every word, and a register file is nothing but words.
-        unsafe { self.0.assume_init() }
     }
 }
 

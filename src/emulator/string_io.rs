@@ -72,7 +72,7 @@ impl<E: Events> IoEmulator<E> {
             Some(len) if len <= available => len,
             _ => return Err(Error::StringOutOfBounds { insn, count, available }),
         };
-        let before = *gprs;
+        let before = gprs.by_words();
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
         let side = self.permit(&attempt)?;
         self.events.before(&attempt);
@@ -87,15 +87,17 @@ impl<E: Events> IoEmulator<E> {
                 let operand = PortOperand::String { rep, address: AddressSize::Bits64, segment };
                 native(table, IoInsn { operand, ..insn }, count, &mut memory, gprs)
             }
-            (_, Some((_, bus, Stubs::Table(table))), _) => {
-                // SAFETY: the builder pairs a bus with a bus table.
-                unsafe { call::run_string(bus, table.stub(insn), insn, &mut memory, gprs) }
-            }
-            (_, Some((_, bus, Stubs::Direct(_))), _) => {
+            (_, Some((_, bus, stubs)), _) => {
                 let mut done = 0;
-                let result = undone_unless(gprs, |gprs| {
-                    let (bytes, result) = bus.string(insn, &mut memory, gprs);
-                    done = bytes;
+                let result = undone_unless(gprs, &before, |gprs| {
+                    let result;
+                    (done, result) = match stubs {
+                        // SAFETY: the builder pairs a bus with a bus table.
+                        Stubs::Table(table) => unsafe {
+                            call::run_string(bus, table.stub(insn), insn, &mut memory, gprs)
+                        },
+                        Stubs::Direct(_) => bus.string(insn, &mut memory, gprs),
+                    };
                     result
                 });
                 (done, result)

@@ -112,7 +112,10 @@ impl Arena {
         let _first = forms.next();
         let mut distance = 0;
         for (copy, insn) in others.chunks_exact_mut(usize::from(stride).max(1)).zip(forms.by_ref()) {
-            copy.iter_mut().zip(first.iter()).for_each(|(to, from)| *to = *from);
+            // Stubs are whole blocks long.
+            for (to, from) in copy.as_chunks_mut::<ALIGN>().0.iter_mut().zip(first.as_chunks::<ALIGN>().0) {
+                *to = *from;
+            }
             distance += i32::from(stride);
             for end in branches {
                 let field = copy.get_mut(usize::from(end.saturating_sub(4))..);
