@@ -241,7 +241,7 @@ fn dispatch(report: &mut Report) -> Result<(), Box<dyn Error>> {
     let bytes = slot.prepare_elided(INSN);
     let (mut a, mut b) = (Gprs::default(), Gprs::default());
     // SAFETY: the table makes no access.
-    let find = || assert!(unsafe { table.resolve(black_box(INSN), &a).run(&mut a) }.is_ok());
+    let find = || assert!(unsafe { table.resolve(*black_box(&INSN), &a).run(&mut a) }.is_ok());
     // SAFETY: the I/O instruction was taken out.
     let rewrite = || unsafe { slot.rewrite(black_box(&bytes))(&mut b) };
     let pair = paired(report.rounds(300), cycles(256, find), cycles(256, rewrite));
@@ -269,7 +269,7 @@ fn own_structure(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let (mut a, mut b) = (PtRegs::default(), PtRegs::default());
         let pointer = function(table.entry(INSN).expect("an OUT has a stub"));
         let host = || {
-            let entry = table.resolve(black_box(INSN), a.0[RAX], a.0[RDX]).map(function);
+            let entry = table.resolve(*black_box(&INSN), a.0[RAX], a.0[RDX]).map(function);
             // SAFETY: the I/O instruction was taken out; this is the structure that the table is for.
             assert!(entry.is_some_and(|entry| unsafe { entry(&mut a) } == 0));
         };
@@ -292,7 +292,7 @@ fn bus(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(attached()?).build()?;
         let (mut a, mut b) = (Gprs { rdx: 0x80, ..Gprs::default() }, Gprs::default());
         let pointer = entry(table.stub(insn));
-        let access = || assert!(emulator.execute(black_box(insn), &mut a).is_ok());
+        let access = || assert!(emulator.execute(*black_box(&insn), &mut a).is_ok());
         // SAFETY: the table makes no access.
         let bare = || unsafe { black_box(pointer)(&mut b) };
         let pair = paired(report.rounds(300), cycles(200, access), cycles(200, bare));
@@ -301,9 +301,9 @@ fn bus(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let mut bus = attached()?;
         let mut device: Box<dyn PortDevice> = black_box(Box::new(Silence));
         let (mut a, mut b) = (Gprs { rdx: 0x80, ..Gprs::default() }, Gprs { rdx: 0x80, ..Gprs::default() });
-        let access = || assert!(bus.access(black_box(insn), &mut a).is_ok());
+        let access = || assert!(bus.access(*black_box(&insn), &mut a).is_ok());
         let call = || {
-            let access = PortAccess::of(black_box(insn), &b);
+            let access = PortAccess::of(*black_box(&insn), &b);
             assert!(black_box(&mut device).try_access(access, 0, &mut b).is_ok());
         };
         let pair = paired(report.rounds(300), cycles(200, access), cycles(200, call));
@@ -331,7 +331,7 @@ fn slot(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let (mut room, mut slot) = ([0; Helpers::MAX_LEN], [0; 64]);
         let helpers = Helpers::emit(&mut room, 0x10_0000, &EmitOptions::new().layout(layout))?;
         let mut emit = cycles(200, || {
-            black_box(emit_stub(&mut slot, 0x20_0000, black_box(INSN), &helpers).is_ok());
+            black_box(emit_stub(&mut slot, 0x20_0000, *black_box(&INSN), &helpers).is_ok());
         });
         let sample = (0..report.rounds(300)).map(|_| emit()).collect();
         report.figure(&format!("{layout:?} stub into a slot"), "cycles", &Summary::of(sample));

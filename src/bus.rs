@@ -88,9 +88,9 @@ impl SoftwareBus {
 
     /// The device that claims all ports of an access.
     #[inline]
-    fn device(&mut self, access: PortAccess) -> Option<&mut dyn PortDevice> {
-        let last = access.port.checked_add(u16::from(access.width.bytes()) - 1)?;
-        let claim = self.claim(access.port).filter(|claim| last <= claim.last)?;
+    fn device(&mut self, port: u16, width: Width) -> Option<&mut dyn PortDevice> {
+        let last = port.checked_add(u16::from(width.bytes()) - 1)?;
+        let claim = self.claim(port).filter(|claim| last <= claim.last)?;
         Some(&mut *claim.device)
     }
 
@@ -120,7 +120,7 @@ impl SoftwareBus {
         if insn.is_string() {
             return Err(Error::StringForm { insn });
         }
-        let before = gprs.by_words();
+        let before = *gprs;
         undone_unless(gprs, &before, |gprs| self.try_access(insn, gprs))
     }
 
@@ -160,14 +160,19 @@ impl SoftwareBus {
     /// As [`Self::access`]; a failure leaves `gprs` as the device did.
     #[inline]
     pub(crate) fn try_access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
-        let access = PortAccess::of(insn, gprs);
-        let PortAccess { width, direction, .. } = access;
+        let (port, IoInsn { width, direction, .. }) = (insn.port(gprs), insn);
         let value = match direction {
             Direction::In => 0,
             Direction::Out => gprs.rax as u32 & width.mask(),
         };
         let rflags = gprs.rflags;
-        let input = self.perform(access, value, gprs).map_err(|source| refused(access, source))?;
+        // Made where it is passed on: a copy of what was written field by field would have to wait for the fields.
+        let access = || PortAccess { port, width, direction, insn };
+        let input = match self.device(port, width) {
+            Some(device) => device.try_access(access(), value, gprs),
+            None => self.access_bytes(access(), value, gprs),
+        }
+        .map_err(|source| refused(access(), source))?;
         if direction == Direction::In {
             gprs.rax = width.merge(gprs.rax, input);
         }
@@ -176,14 +181,6 @@ impl SoftwareBus {
             gprs.rflags = of_the_device(rflags, gprs.rflags);
         }
         Ok(())
-    }
-
-    #[inline]
-    fn perform(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
-        match self.device(access) {
-            Some(device) => device.try_access(access, value, gprs),
-            None => self.access_bytes(access, value, gprs),
-        }
     }
 
     /// Byte by byte. The ports of an access do not wrap past 0xFFFF: nobody claims what would be beyond.
@@ -220,11 +217,11 @@ impl SoftwareBus {
         }
         let (width, rflags) = (insn.width, gprs.rflags);
         let result = match memory {
-            Memory::In(data) => match self.device(access) {
+            Memory::In(data) => match self.device(access.port, access.width) {
                 Some(device) => device.try_read_string(access, data, gprs),
                 None => read_elements(width, data, || self.access_bytes(access, 0, gprs)),
             },
-            Memory::Out(data) => match self.device(access) {
+            Memory::Out(data) => match self.device(access.port, access.width) {
                 Some(device) => device.try_write_string(access, data, gprs),
                 None => write_elements(width, data, |value| self.access_bytes(access, value, gprs)),
             },

@@ -90,7 +90,7 @@ impl<E: Events> IoEmulator<E> {
         if insn.is_string() {
             return Err(Error::StringForm { insn });
         }
-        let before = gprs.by_words();
+        let before = call::by_words(gprs);
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
         let side = self.permit(&attempt)?;
         self.events.before(&attempt);

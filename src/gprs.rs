@@ -108,15 +108,6 @@ impl Gprs {
         }
     }
 
-    /// A copy, made in the words in which callers and stubs write registers: a vector load of two words that were just stored
-    /// one by one cannot be served from the store buffer, and would wait until both are in the cache.
-    #[cfg(feature = "std")]
-    #[inline(always)]
-    pub(crate) fn by_words(&self) -> Self {
-        // Opaque to the compiler, or it would make vectors of them.
-        Self::from_words(self.to_words().map(core::hint::black_box))
-    }
-
     /// The words that differ: the name, the value here, the value in `other`.
     ///
     /// ```

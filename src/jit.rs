@@ -113,7 +113,8 @@ impl StubTable {
 
     #[inline]
     fn stub_at(&self, at: usize, len: usize) -> Stub<'_> {
-        Stub { code: &self.code[at..at + len], on_gprs: self.on_gprs }
+        // SAFETY: the arena's own offsets, and its stubs all lie within the code that was made of it.
+        Stub { code: unsafe { self.code.get_unchecked(at..at + len) }, on_gprs: self.on_gprs }
     }
 
     /// The whole arena: the helpers, then the stubs, with INT3 in between.

@@ -78,24 +78,24 @@ global_asm!(
     // The status flags, from the register file that RDI points to. RAX and RCX are free.
     .macro IOEMUL_HAND_FLAGS_IN
         mov rax, [rdi + {rflags}]
-        mov ecx, eax
-        shr ecx, 11
-        and ecx, 1
-        add cl, 0x7f
+        movzx ecx, ah
         mov ah, al
+        and ecx, 8
+        add cl, 0x78
         sahf
     .endm
 
     // The status flags, to the register file that RDI points to. RAX and RCX are free.
     .macro IOEMUL_HAND_FLAGS_OUT
         lahf
-        seto al
-        rol ax, 8
-        shl ah, 3
+        seto dl
         mov rcx, [rdi + {rflags}]
-        xor eax, ecx
-        and eax, 0x8d5
-        xor rcx, rax
+        movzx edx, dl
+        shl edx, 11
+        and rcx, ~0x8d5
+        movzx eax, ah
+        lea rcx, [rcx + rdx - 2]
+        add rcx, rax
         mov [rdi + {rflags}], rcx
     .endm
 

@@ -110,6 +110,15 @@ unsafe fn run_with<'b, 'm>(
     }
 }
 
+/// A copy, made in the words in which callers and stubs write registers: a vector load of two words that were just stored
+/// one by one cannot be served from the store buffer, and would wait until both are in the cache.
+#[inline(always)]
+pub(crate) fn by_words(gprs: &Gprs) -> Gprs {
+    let from = ptr::from_ref(gprs).cast::<u64>();
+    // SAFETY: within the register file. Volatile, or the compiler would make vectors of them.
+    Gprs::from_words(core::array::from_fn(|word| unsafe { from.add(word).read_volatile() }))
+}
+
 /// Where the trampoline arrives. A panic cannot unwind through a stub: it is kept, like an error, and the accesses that
 /// may follow in a quirk's payload are not made.
 extern "sysv64" fn access(frame: *mut BusFrame<'_, '_>, gprs: *mut Gprs, description: u32) {

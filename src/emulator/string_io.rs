@@ -72,7 +72,7 @@ impl<E: Events> IoEmulator<E> {
             Some(len) if len <= available => len,
             _ => return Err(Error::StringOutOfBounds { insn, count, available }),
         };
-        let before = gprs.by_words();
+        let before = call::by_words(gprs);
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
         let side = self.permit(&attempt)?;
         self.events.before(&attempt);
