@@ -5,6 +5,7 @@
 
 mod support;
 
+use core::cell::Cell;
 use core::hint::black_box;
 use std::error::Error;
 use std::process::ExitCode;
@@ -72,12 +73,12 @@ impl Report {
 
 /// Calls by pointer, in a loop of three instructions, with the stack at each of the four places that it can have in a
 /// cache line. TSC cycles per call.
-fn calls(entry: Entry, gprs: &mut Gprs) -> impl FnMut() -> f64 {
+fn calls(entry: Entry, gprs: &Cell<Gprs>) -> impl FnMut() -> f64 {
     const CALLS: u64 = 200;
     move || {
         let sample = [0, 16, 32, 48].map(|lower| {
             // SAFETY: the entries are stubs without I/O.
-            let cycles = ticks(|| unsafe { hand::ioemul_hand_repeat(gprs, entry, CALLS, lower) });
+            let cycles = ticks(|| unsafe { hand::ioemul_hand_repeat(gprs.as_ptr(), entry, CALLS, lower) });
             cycles as f64 / CALLS as f64
         });
         sample.iter().sum::<f64>() / 4.0
@@ -85,12 +86,12 @@ fn calls(entry: Entry, gprs: &mut Gprs) -> impl FnMut() -> f64 {
 }
 
 /// As [`calls`], each with the next register file of a ring.
-fn calls_in_ring(entry: Entry, ring: &mut Ring) -> impl FnMut() -> f64 {
+fn calls_in_ring(entry: Entry, ring: &Cell<Ring>) -> impl FnMut() -> f64 {
     const CALLS: u64 = 320;
     move || {
         let sample = [0, 16, 32, 48].map(|lower| {
             // SAFETY: the entries are stubs without I/O.
-            let cycles = ticks(|| unsafe { hand::ioemul_hand_repeat_ring(ring, entry, CALLS, lower) });
+            let cycles = ticks(|| unsafe { hand::ioemul_hand_repeat_ring(ring.as_ptr(), entry, CALLS, lower) });
             cycles as f64 / CALLS as f64
         });
         sample.iter().sum::<f64>() / 4.0
@@ -100,6 +101,13 @@ fn calls_in_ring(entry: Entry, ring: &mut Ring) -> impl FnMut() -> f64 {
 /// TSC cycles per element, of work that goes through so many.
 fn each(count: usize, mut work: impl FnMut()) -> impl FnMut() -> f64 {
     move || ticks(&mut work) as f64 / count as f64
+}
+
+/// TSC cycles per instruction, of work that is handed one and the same, from memory, so that nothing is known of it. (Behind
+/// a `black_box` of its own it would be stored in parts and loaded as a whole, which a store buffer cannot serve.)
+fn one_form(insn: IoInsn, mut work: impl FnMut(IoInsn)) -> impl FnMut() -> f64 {
+    let forms = vec![insn; 256];
+    each(forms.len(), move || black_box(&forms).iter().for_each(|&insn| work(insn)))
 }
 
 /// TSC cycles per run of `work`, which is run so often that reading the clock does not count.
@@ -155,9 +163,10 @@ fn stubs(report: &mut Report) -> Result<(), Box<dyn Error>> {
     const LIMITS: &[(StubLayout, f64)] =
         &[(StubLayout::CallRet, 1.10), (StubLayout::Compact, 1.10), (StubLayout::Inline, 1.05)];
     let rounds = report.rounds(400);
-    let (mut a, mut b) = (Gprs::default(), Gprs::default());
+    // One and the same for both: where it lies is worth a tenth now and then.
+    let gprs = Cell::new(Gprs::default());
     let mut compare = |what: &str, entry, yardstick, limit: Option<f64>| {
-        let pair = paired(rounds, calls(entry, &mut a), calls(yardstick, &mut b));
+        let pair = paired(rounds, calls(entry, &gprs), calls(yardstick, &gprs));
         report.ratio(what, "cycles", &pair, limit);
     };
     for &(layout, limit) in LIMITS {
@@ -173,11 +182,12 @@ fn stubs(report: &mut Report) -> Result<(), Box<dyn Error>> {
 /// A ring of register files: what a stub costs that waits for no store of the one before, against what this core needs for
 /// as many stores, or for as many calls with their returns, whichever is more.
 fn ring(report: &mut Report) -> Result<(), Box<dyn Error>> {
-    let (mut a, mut b, mut c): (Ring, Ring, Ring) = Default::default();
+    // One and the same for all, as above.
+    let ring = Cell::new(Ring::default());
     let mut store = || {
         const FILES: u64 = 320;
         // SAFETY: writes to the ring alone.
-        ticks(|| unsafe { hand::ioemul_hand_stores(&mut b, FILES) }) as f64 / (FILES * 16) as f64
+        ticks(|| unsafe { hand::ioemul_hand_stores(ring.as_ptr(), FILES) }) as f64 / (FILES * 16) as f64
     };
     let mut pair = || {
         const TIMES: u64 = 32;
@@ -196,13 +206,13 @@ fn ring(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let Trace { stores, pairs, .. } = Trace::of(entry);
         let what = format!("{layout:?}, ring of 32 : max({stores} stores, {pairs} calls)");
         let bound = || (f64::from(stores) * store()).max(f64::from(pairs) * pair());
-        let compared = paired(rounds, calls_in_ring(entry, &mut a), bound);
+        let compared = paired(rounds, calls_in_ring(entry, &ring), bound);
         report.ratio(&what, "cycles", &compared, 1.30);
     }
     // Without the chain of one register file, whose length is a matter of luck in forwarding.
     for &(layout, by_hand) in hand::STUBS {
         let table = elided(layout)?;
-        let (assembled, by_hand) = (calls_in_ring(entry(table.stub(INSN)), &mut a), calls_in_ring(by_hand, &mut c));
+        let (assembled, by_hand) = (calls_in_ring(entry(table.stub(INSN)), &ring), calls_in_ring(by_hand, &ring));
         let compared = paired(rounds, assembled, by_hand);
         report.ratio(&format!("{layout:?}, ring of 32 : the same by hand"), "cycles", &compared, 1.03);
     }
@@ -240,11 +250,13 @@ fn dispatch(report: &mut Report) -> Result<(), Box<dyn Error>> {
     let mut slot = AliasedSlot::new()?;
     let bytes = slot.prepare_elided(INSN);
     let (mut a, mut b) = (Gprs::default(), Gprs::default());
-    // SAFETY: the table makes no access.
-    let find = || assert!(unsafe { table.resolve(*black_box(&INSN), &a).run(&mut a) }.is_ok());
+    let find = one_form(INSN, |insn| {
+        // SAFETY: the table makes no access.
+        assert!(unsafe { table.resolve(insn, &a).run(&mut a) }.is_ok());
+    });
     // SAFETY: the I/O instruction was taken out.
     let rewrite = || unsafe { slot.rewrite(black_box(&bytes))(&mut b) };
-    let pair = paired(report.rounds(300), cycles(256, find), cycles(256, rewrite));
+    let pair = paired(report.rounds(300), find, cycles(256, rewrite));
     report.ratio("find and run : rewrite one slot and run", "cycles", &pair, None);
     Ok(())
 }
@@ -268,14 +280,14 @@ fn own_structure(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let table = &memory.table;
         let (mut a, mut b) = (PtRegs::default(), PtRegs::default());
         let pointer = function(table.entry(INSN).expect("an OUT has a stub"));
-        let host = || {
-            let entry = table.resolve(*black_box(&INSN), a.0[RAX], a.0[RDX]).map(function);
+        let host = one_form(INSN, |insn| {
+            let entry = table.resolve(insn, a.0[RAX], a.0[RDX]).map(function);
             // SAFETY: the I/O instruction was taken out; this is the structure that the table is for.
             assert!(entry.is_some_and(|entry| unsafe { entry(&mut a) } == 0));
-        };
+        });
         // SAFETY: as above.
         let bare = || assert!(unsafe { black_box(pointer)(&mut b) } == 0);
-        let pair = paired(report.rounds(300), cycles(256, host), cycles(256, bare));
+        let pair = paired(report.rounds(300), host, cycles(256, bare));
         report.ratio(&format!("a host's own structure{what} : the bare stub"), "cycles", &pair, limit);
     }
     Ok(())
@@ -292,21 +304,21 @@ fn bus(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(attached()?).build()?;
         let (mut a, mut b) = (Gprs { rdx: 0x80, ..Gprs::default() }, Gprs::default());
         let pointer = entry(table.stub(insn));
-        let access = || assert!(emulator.execute(*black_box(&insn), &mut a).is_ok());
+        let access = one_form(insn, |insn| assert!(emulator.execute(insn, &mut a).is_ok()));
         // SAFETY: the table makes no access.
         let bare = || unsafe { black_box(pointer)(&mut b) };
-        let pair = paired(report.rounds(300), cycles(200, access), cycles(200, bare));
+        let pair = paired(report.rounds(300), access, cycles(256, bare));
         report.ratio(&format!("bus access, {name} : the bare stub"), "cycles", &pair, 4.0);
 
         let mut bus = attached()?;
         let mut device: Box<dyn PortDevice> = black_box(Box::new(Silence));
         let (mut a, mut b) = (Gprs { rdx: 0x80, ..Gprs::default() }, Gprs { rdx: 0x80, ..Gprs::default() });
-        let access = || assert!(bus.access(*black_box(&insn), &mut a).is_ok());
-        let call = || {
-            let access = PortAccess::of(*black_box(&insn), &b);
+        let access = one_form(insn, |insn| assert!(bus.access(insn, &mut a).is_ok()));
+        let call = one_form(insn, |insn| {
+            let access = PortAccess::of(insn, &b);
             assert!(black_box(&mut device).try_access(access, 0, &mut b).is_ok());
-        };
-        let pair = paired(report.rounds(300), cycles(200, access), cycles(200, call));
+        });
+        let pair = paired(report.rounds(300), access, call);
         report.ratio(&format!("SoftwareBus::access, {name} : a virtual call"), "cycles", &pair, 3.0);
     }
     Ok(())
@@ -331,7 +343,7 @@ fn slot(report: &mut Report) -> Result<(), Box<dyn Error>> {
         let (mut room, mut slot) = ([0; Helpers::MAX_LEN], [0; 64]);
         let helpers = Helpers::emit(&mut room, 0x10_0000, &EmitOptions::new().layout(layout))?;
         let mut emit = cycles(200, || {
-            black_box(emit_stub(&mut slot, 0x20_0000, *black_box(&INSN), &helpers).is_ok());
+            black_box(emit_stub(&mut slot, 0x20_0000, black_box(INSN), &helpers).is_ok());
         });
         let sample = (0..report.rounds(300)).map(|_| emit()).collect();
         report.figure(&format!("{layout:?} stub into a slot"), "cycles", &Summary::of(sample));
@@ -372,8 +384,8 @@ fn threads(report: &mut Report, cores: usize) -> Result<(), Box<dyn Error>> {
     let worker = |core: usize| {
         // Where the core is not ours to have, the thread runs where it may.
         let _ = pin_to(core);
-        let mut gprs = Gprs::default();
-        let mut batch = calls(entry, &mut gprs);
+        let gprs = Cell::new(Gprs::default());
+        let mut batch = calls(entry, &gprs);
         let mut sample = Vec::new();
         for _ in 0..rounds {
             // Alone, one core after the other, and then both.
