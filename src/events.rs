@@ -42,7 +42,7 @@
 //! emulator.emulate(&[0xe4, 0x71], &mut gprs)?; // in al, 0x71
 //! emulator.emulate(&[0xe4, 0x72], &mut gprs).unwrap_err();
 //! assert_eq!((emulator.events().made, emulator.events().denied), (1, 1));
-//! # Ok::<(), ioemul::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 use std::time::{Duration, Instant};

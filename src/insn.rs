@@ -337,6 +337,7 @@ impl IoInsn {
     }
 
     /// Every form of IN and OUT, the six with DX first, then those with an immediate port.
+    #[inline]
     pub fn in_out() -> impl Iterator<Item = IoInsn> + Clone {
         (0..Self::COUNT).map(|index| {
             let (kind, operand) = match index.checked_sub(6) {
@@ -378,7 +379,7 @@ impl IoInsn {
     ///
     /// A segment override makes no difference, and 16-bit addresses are not 32-bit ones: whoever runs such a form for a
     /// guest has translated its pointers, and runs the form with 64-bit addresses.
-    #[inline]
+    #[inline(always)]
     pub const fn index(self) -> usize {
         let kind = match self.direction {
             Direction::In => 0,

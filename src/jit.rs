@@ -85,14 +85,14 @@ impl StubTable {
     }
 
     /// The plain stub of a form, whatever the quirks say.
-    #[inline]
+    #[inline(always)]
     pub fn stub(&self, insn: IoInsn) -> Stub<'_> {
         let (at, len) = self.map.arena.stub(insn);
         self.stub_at(at, len)
     }
 
     /// The stub for an access with these registers: that of the first quirk that takes it, else the plain one.
-    #[inline]
+    #[inline(always)]
     pub fn resolve(&self, insn: IoInsn, gprs: &Gprs) -> Stub<'_> {
         match self.quirk_stub(insn, gprs) {
             Some((stub, _)) => self.stub_at(stub.at as usize, stub.len.into()),
@@ -101,17 +101,17 @@ impl StubTable {
     }
 
     /// The first quirk that takes the access.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn quirk(&self, insn: IoInsn, gprs: &Gprs) -> Option<&Quirk> {
         self.quirk_stub(insn, gprs).map(|(_, quirk)| quirk)
     }
 
-    #[inline]
+    #[inline(always)]
     fn quirk_stub(&self, insn: IoInsn, gprs: &Gprs) -> Option<(&QuirkStub, &Quirk)> {
         QuirkStub::resolve(&self.map.quirk_stubs, self.map.quirks.as_slice(), insn, gprs.rax, gprs.rdx)
     }
 
-    #[inline]
+    #[inline(always)]
     fn stub_at(&self, at: usize, len: usize) -> Stub<'_> {
         // SAFETY: the arena's own offsets, and its stubs all lie within the code that was made of it.
         Stub { code: unsafe { self.code.get_unchecked(at..at + len) }, on_gprs: self.on_gprs }

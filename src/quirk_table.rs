@@ -362,7 +362,7 @@ impl QuirkStub {
     }
 
     /// The first that takes the access, and its quirk.
-    #[inline]
+    #[inline(always)]
     pub fn resolve<'q>(
         stubs: &'q [QuirkStub],
         quirks: &'q [Quirk],
@@ -370,8 +370,16 @@ impl QuirkStub {
         rax: u64,
         rdx: u64,
     ) -> Option<(&'q QuirkStub, &'q Quirk)> {
-        let of = |stub: &'q QuirkStub| Some((stub, stub.quirk(quirks).filter(|quirk| quirk.applies(insn, rax, rdx))?));
-        stubs.iter().filter(|stub| stub.insn == insn).find_map(of)
+        // A loop, and not an iterator's search: that would be a call of its own even where there is no quirk.
+        for stub in stubs {
+            if stub.insn == insn
+                && let Some(quirk) = stub.quirk(quirks)
+                && quirk.applies(insn, rax, rdx)
+            {
+                return Some((stub, quirk));
+            }
+        }
+        None
     }
 
     /// How it looks, emitted once more.

@@ -27,7 +27,7 @@
 //! let mut gprs = Gprs { rax: 0x1234, ..Gprs::default() };
 //! emulator.execute(IoInsn::out_imm8(Width::Word, 0xe2), &mut gprs)?;
 //! assert_eq!(latch.lock().unwrap().value(), 0x1234_0000);
-//! # Ok::<(), ioemul::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 use core::ops::RangeInclusive;

@@ -19,7 +19,7 @@ use crate::{Gprs, PortAccess, PortDevice};
 /// let mut gprs = Gprs { rax: 0x85, rdx: 0xcd4, ..Gprs::default() };
 /// emulator.execute(IoInsn::out_dx(Width::Byte), &mut gprs)?;
 /// assert_eq!(gprs.rax, 0x05); // it has waited: bit 7 is clear
-/// # Ok::<(), ioemul::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct ProLiantPort {

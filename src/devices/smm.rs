@@ -27,7 +27,7 @@ use crate::{Gprs, PortAccess, PortDevice};
 /// let mut gprs = Gprs { rax: 0x42, rbx: 1, rcx: 2, ..Gprs::default() };
 /// emulator.execute(IoInsn::out_imm8(Width::Byte, 0xb2), &mut gprs)?;
 /// assert_eq!((gprs.rbx, gprs.rcx, gprs.rflags & Gprs::CF), (2, 1, 0));
-/// # Ok::<(), ioemul::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// Port numbers are from Intel's ICH and PCH datasheets (APM_CNT and APM_STS). A word OUT to 0xB2 writes the status

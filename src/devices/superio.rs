@@ -84,7 +84,7 @@ fn refusal(device: &str, error: &dyn Debug) -> DeviceError {
 /// let mut gprs = Gprs { rax: b'!'.into(), rdx: 0x3f8, ..Gprs::default() };
 /// emulator.emulate(&[0xee], &mut gprs)?; // out dx, al
 /// assert_eq!(uart.lock().unwrap().get_ref().writer(), b"!");
-/// # Ok::<(), ioemul::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Superio<D> {

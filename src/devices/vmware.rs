@@ -31,7 +31,7 @@ use message::Channels;
 /// let mut gprs = Gprs { rax: VmwareBackdoor::MAGIC.into(), rcx: 10, rdx: 0x5658, ..Gprs::default() };
 /// emulator.execute(IoInsn::in_dx(Width::Dword), &mut gprs)?;
 /// assert_eq!((gprs.rax, gprs.rbx, gprs.rcx), (6, VmwareBackdoor::MAGIC.into(), 2));
-/// # Ok::<(), ioemul::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct VmwareBackdoor {

@@ -24,7 +24,7 @@ impl<E: Events> IoEmulator<E> {
     /// let mut sector = [0; 512];
     /// assert_eq!(emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut sector)?, 6);
     /// assert_eq!((gprs.rcx, gprs.rdi, &sector[..8]), (0, 0x1006, &[255, 255, 255, 255, 255, 255, 0, 0][..]));
-    /// # Ok::<(), ioemul::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors

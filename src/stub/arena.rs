@@ -110,17 +110,23 @@ impl Arena {
         let Some((first, others)) = stubs.split_at_mut_checked(stride.into()) else { return false };
         let (mut forms, form_at) = (IoInsn::in_out(), form_at(style, io.0));
         let _first = forms.next();
+        // Where the displacements are, and what they are in the first.
+        let fields: ArrayVec<(u16, i32), { Marks::MAX_BRANCHES }> = super::as_many_as_fit(branches.iter().map(|end| {
+            let at = end.saturating_sub(4);
+            let field = first.get(at.into()..).and_then(|field| field.first_chunk());
+            (at, field.map_or(0, |field| i32::from_le_bytes(*field)))
+        }));
         let mut distance = 0;
-        for (copy, insn) in others.chunks_exact_mut(usize::from(stride).max(1)).zip(forms.by_ref()) {
+        for copy in others.chunks_exact_mut(usize::from(stride).max(1)) {
+            let Some(insn) = forms.next() else { break };
             // Stubs are whole blocks long.
             for (to, from) in copy.as_chunks_mut::<ALIGN>().0.iter_mut().zip(first.as_chunks::<ALIGN>().0) {
                 *to = *from;
             }
             distance += i32::from(stride);
-            for end in branches {
-                let field = copy.get_mut(usize::from(end.saturating_sub(4))..);
-                if let Some(field) = field.and_then(|field| field.first_chunk_mut::<4>()) {
-                    *field = i32::from_le_bytes(*field).wrapping_sub(distance).to_le_bytes();
+            for (at, displacement) in &fields {
+                if let Some(field) = copy.get_mut(usize::from(*at)..).and_then(|field| field.first_chunk_mut()) {
+                    *field = displacement.wrapping_sub(distance).to_le_bytes();
                 }
             }
             write_form(style, insn, copy.get_mut(form_at..).unwrap_or_default());
@@ -191,16 +197,23 @@ pub(crate) fn form_at(style: &StubStyle, io: u16) -> usize {
 }
 
 /// Writes them.
+#[inline]
 pub(crate) fn write_form(style: &StubStyle, insn: IoInsn, code: &mut [u8]) {
     match style.backend {
-        Backend::Hardware => code.iter_mut().zip(insn.encode_padded()).for_each(|(to, from)| *to = from),
+        Backend::Hardware => write_chunk(code, insn.encode_padded()),
         #[cfg(feature = "std")]
         Backend::Elided => {}
         #[cfg(feature = "std")]
         Backend::Bus => {
-            let description = super::trampoline::encode(insn, style.layout.depth_at_io());
-            code.iter_mut().zip(description.to_le_bytes()).for_each(|(to, from)| *to = from);
+            write_chunk(code, super::trampoline::encode(insn, style.layout.depth_at_io()).to_le_bytes());
         }
+    }
+}
+
+#[inline(always)]
+fn write_chunk<const N: usize>(code: &mut [u8], bytes: [u8; N]) {
+    if let Some(room) = code.first_chunk_mut() {
+        *room = bytes;
     }
 }
 
