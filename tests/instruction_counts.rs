@@ -90,7 +90,7 @@ fn as_many_as_ever() {
         let stubs = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         let stub = stubs.stub(IoInsn::out_dx(Width::Byte));
         let mut gprs = Gprs::default();
-        let trail = trail(stubs.code(), stub.as_ptr(), &mut gprs);
+        let trail = trail(stubs.code(), stub.code().as_ptr(), &mut gprs);
         assert_eq!(gprs.rflags & Gprs::STATUS_FLAGS, Gprs::FLAGS_AT_IO, "{layout:?} did not come to its end");
         let Counts { instructions, loads, stores, branches } = counts(&trail);
         let (name, bytes) = (format!("{layout:?}"), stub.code().len());

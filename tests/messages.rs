@@ -90,7 +90,7 @@ fn building() {
 #[test]
 fn faults() {
     // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
-    let mut emulator = unsafe { IoEmulator::builder().ports(PortSet::from(0x80..=0x80)).native() }.build().unwrap();
+    let mut emulator = unsafe { IoEmulator::builder().native(PortSet::from(0x80..=0x80)) }.build().unwrap();
     let Err(error) = emulator.execute(IoInsn::out_imm8(Width::Byte, 0x80), &mut Gprs::default()) else {
         return; // a process with I/O privilege
     };

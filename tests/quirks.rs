@@ -5,7 +5,7 @@ mod common;
 
 use common::{any_gprs, cases, forms};
 use ioemul::{
-    CodeSink, DmiIdentity, DmiMatch, Gprs, IoInsn, PortOperand, Quirk, QuirkTable, StubLayout, StubTable, Width,
+    CodeSink, DmiIdentity, DmiMatch, DmiStrings, Gprs, IoInsn, Quirk, QuirkTable, StubLayout, StubTable, Trigger, Width,
 };
 use proptest::prelude::*;
 
@@ -51,7 +51,7 @@ fn proliant_by_dmi() {
         let names: Vec<&str> = QuirkTable::for_platform(&id).as_slice().iter().map(Quirk::name).collect();
         let expected_names: &[&str] = if expected { &["HP ProLiant SMM port"] } else { &[] };
         assert_eq!(names, expected_names, "{bios_vendor:?} {product:?}");
-        assert_eq!(Quirk::PROLIANT.is_on_platform(bios_vendor, product), expected);
+        assert_eq!(Quirk::PROLIANT.is_on_platform(&DmiStrings::new(bios_vendor, product)), expected);
     }
 }
 
@@ -66,7 +66,7 @@ proptest! {
                 for al in [0, 0x7f, 0x80, 0xff] {
                     let gprs = Gprs { rax: given.rax & !0xff | al, rdx: given.rdx & !0xffff | port, ..given };
                     let expected = form.insn == OUT && port == 0xcd4 && al >= 0x80;
-                    prop_assert_eq!(Quirk::PROLIANT.applies(form.insn, &gprs), expected, "{}", form.insn);
+                    prop_assert_eq!(Quirk::PROLIANT.applies(form.insn, gprs.rax, gprs.rdx), expected, "{}", form.insn);
                 }
             }
         }
@@ -74,10 +74,10 @@ proptest! {
 }
 
 /// A quirk whose payload is `mov eax, VALUE`.
-fn load<const VALUE: u32>(name: &'static str, applies: fn(IoInsn, &Gprs) -> bool) -> Quirk {
+fn load<const VALUE: u32>(name: &'static str, trigger: Trigger) -> Quirk {
     // SAFETY: changes RAX alone.
     unsafe {
-        Quirk::new(name, applies, |payload, _| {
+        Quirk::new(name, trigger, |payload| {
             payload.push(0xb8);
             payload.extend(&VALUE.to_le_bytes());
         })
@@ -88,25 +88,31 @@ fn load<const VALUE: u32>(name: &'static str, applies: fn(IoInsn, &Gprs) -> bool
 fn the_first_that_applies() {
     let mut quirks = QuirkTable::none();
     assert!(quirks.as_slice().is_empty());
-    quirks.push(load::<1>("port 1", |insn, gprs| insn.port(gprs) == 1));
-    quirks.push(load::<2>("low ports", |insn, gprs| insn.port(gprs) < 0x10));
-    quirks.push(load::<3>("all byte accesses with an immediate", |insn, _| {
-        insn.width == Width::Byte && matches!(insn.operand, PortOperand::Imm8(_))
-    }));
-    for layout in StubLayout::ALL.iter().copied() {
+    quirks.push(load::<1>("RAX is odd", Trigger::out(Width::Byte, 0x10).rax(1, 1)));
+    quirks.push(load::<2>("through DX", Trigger::out_dx(Width::Byte, 0x10)));
+    quirks.push(load::<3>("either", Trigger::out(Width::Byte, 0x10)));
+    quirks.push(load::<4>("IN", Trigger::input(Width::Word, 0x11).rax(0xf0, 0x40)));
+    let low = 0xffff_0000_0000_0000;
+    for &layout in StubLayout::ALL {
         let table = StubTable::builder().layout(layout).quirks(quirks.clone()).elide_io(true).build().unwrap();
-        for (insn, rdx, expected) in [
-            (IoInsn::in_dx(Width::Byte), 1, 1),
-            (IoInsn::out_imm8(Width::Dword, 1), 0xffff, 1),
-            (IoInsn::in_dx(Width::Word), 0xffff_0000_0000_0002, 2),
-            (IoInsn::out_imm8(Width::Byte, 0x0f), 0, 2),
-            (IoInsn::out_imm8(Width::Byte, 0x10), 0, 3),
-            (IoInsn::out_imm8(Width::Word, 0x10), 0, 77),
-            (IoInsn::out_dx(Width::Byte), 0x10, 77),
+        for (insn, rax, rdx, expected) in [
+            (IoInsn::out_dx(Width::Byte), 7, low | 0x10, 1),
+            (IoInsn::out_imm8(Width::Byte, 0x10), low | 1, 0xffff, 1),
+            (IoInsn::out_dx(Width::Byte), 6, 0x10, 2),
+            (IoInsn::out_imm8(Width::Byte, 0x10), 6, 0x11, 3),
+            (IoInsn::in_dx(Width::Word), 0x4f, 0x11, 4),
+            (IoInsn::in_imm8(Width::Word, 0x11), low | 0x140, 0, 4),
+            // Another port, form, width, direction, or RAX.
+            (IoInsn::out_dx(Width::Byte), 78, 0x11, 78),
+            (IoInsn::out_imm8(Width::Byte, 0x11), 78, 0x10, 78),
+            (IoInsn::out_dx(Width::Word), 78, 0x10, 78),
+            (IoInsn::in_dx(Width::Byte), 78, 0x10, 78),
+            (IoInsn::in_dx(Width::Word), 0x50, 0x11, 0x50),
         ] {
-            let mut gprs = Gprs { rax: 77, rdx, ..Gprs::default() };
+            let mut gprs = Gprs { rax, rdx, ..Gprs::default() };
             let stub = table.resolve(insn, &gprs);
-            assert_eq!(stub.as_ptr() == table.stub(insn).as_ptr(), expected == 77, "declined: the plain stub");
+            let own = expected == gprs.rax;
+            assert_eq!(stub.code().as_ptr() == table.stub(insn).code().as_ptr(), own, "declined: the plain stub");
             // SAFETY: the table's accesses are left out, and the payloads make none.
             unsafe { stub.run(&mut gprs) }.unwrap();
             assert_eq!((gprs.rax, gprs.rdx), (expected, rdx), "{layout:?} {insn}");
@@ -114,25 +120,73 @@ fn the_first_that_applies() {
     }
 }
 
+/// The forms and accesses that each quirk is about, and its names.
+#[test]
+fn what_the_quirks_take_and_make() {
+    let imm8 = |port| IoInsn::out_imm8(Width::Byte, port);
+    let (b2, input) = (imm8(0xb2), IoInsn::in_dx(Width::Byte));
+    type Row<'a> = (Quirk, &'a [IoInsn], &'a [(IoInsn, u16)], (u64, u64));
+    let rows: [Row<'_>; 7] = [
+        (Quirk::PROLIANT, &[OUT], &[(OUT, 0xcd4), (input, 0xcd4)], (0x80, 0x7f)),
+        (Quirk::PROLIANT_UNBOUNDED, &[OUT], &[(OUT, 0xcd4), (input, 0xcd4)], (0x80, 0x7f)),
+        (Quirk::DELL_SMM, &[OUT, b2], &[(OUT, 0xb2), (imm8(0x84), 0x84)], (0xffa3, 0xffa2)),
+        (Quirk::THINKPAD_SMAPI, &[OUT], &[(OUT, 0xb2), (imm8(0x4f), 0x4f)], (0xf_5380, 0x5381)),
+        (Quirk::READ_BACK, &[OUT], &[(OUT, 0xb2), (input, 0xb2)], (0, u64::MAX)),
+        (Quirk::GSMI_CARRY, &[OUT], &[(OUT, 0xb2)], (0x12ef, 0xee)),
+        (Quirk::GSMI_SPIN, &[OUT], &[(OUT, 0xb2)], (0x12ef, 0xee)),
+    ];
+    assert_eq!(Quirk::ALL.len(), rows.len());
+    for (quirk, forms, accesses, (taken, left)) in rows {
+        assert_eq!(quirk.trigger().forms().collect::<Vec<_>>(), forms, "{}", quirk.name());
+        let made: Vec<_> = quirk.accesses(OUT).map(|access| (access.insn, access.port)).collect();
+        assert_eq!(made, accesses, "{}", quirk.name());
+        let port = u64::from(quirk.trigger().port);
+        assert!(quirk.applies(OUT, taken, port) && !quirk.applies(OUT, taken, port ^ 1), "{}", quirk.name());
+        // Reading back is for every value.
+        assert_eq!(quirk.applies(OUT, left, port), quirk.name() == "read-back", "{}", quirk.name());
+        let moved = quirk.at_port(0x1b2);
+        assert!(moved.applies(OUT, taken, 0x1b2) && !moved.applies(OUT, taken, port), "{}", quirk.name());
+        assert_eq!(moved.accesses(OUT).next().unwrap().port, 0x1b2);
+        assert_eq!(Quirk::by_name(quirk.name()).unwrap().name(), quirk.name());
+    }
+    assert!(Quirk::by_name("Dell").is_none());
+    let builtin: Vec<_> = QuirkTable::builtin().as_slice().iter().map(Quirk::name).collect();
+    assert_eq!(builtin, ["HP ProLiant SMM port"]);
+}
+
 #[test]
 fn a_quirk_for_one_platform() {
-    static MACHINE: DmiMatch = DmiMatch { bios_vendor: "Contoso", product_names: &["T1", "T2"] };
-    let anywhere = load::<1>("test", |_, _| true);
+    static MACHINE: DmiMatch =
+        DmiMatch::new().bios_vendor(&["Contoso"]).product_name(&["T1", "T2"]).sys_vendor(&["C."]);
+    let anywhere = load::<1>("test", Trigger::out(Width::Byte, 0x10));
     let quirk = anywhere.on_platform(&MACHINE);
-    assert!(anywhere.is_on_platform("", "") && !quirk.is_on_platform("", ""));
-    assert!(quirk.is_on_platform("Contoso Ltd.", "T2 rev. 3"));
-    assert!(!quirk.is_on_platform("Contoso Ltd.", "T3"));
-    assert!(!quirk.is_on_platform("Fabrikam", "T1"));
+    let is = |bios_vendor, product, sys_vendor| {
+        let mut strings = DmiStrings::new(bios_vendor, product);
+        strings.sys_vendor = sys_vendor;
+        quirk.is_on_platform(&strings)
+    };
+    assert!(anywhere.is_on_platform(&DmiStrings::new("", "")) && !is("", "", ""));
+    assert!(is("Contoso Ltd.", "T2 rev. 3", "C. & Sons"));
+    assert!(!is("Contoso Ltd.", "T3", "C."));
+    assert!(!is("Fabrikam", "T1", "C."));
+    assert!(!is("Contoso", "T1", ""));
     assert_eq!(quirk.name(), "test");
 }
 
 /// What the platform's quirks leave in place: the stubs of `builtin` are those of a table without quirks.
 #[test]
 fn a_quirk_adds_a_stub_and_changes_none() {
-    for layout in StubLayout::ALL.iter().copied() {
-        let plain = StubTable::new(layout).unwrap();
-        let with = StubTable::builder().layout(layout).quirks(QuirkTable::builtin()).build().unwrap();
-        assert_eq!(with.code()[..plain.code().len()], *plain.code());
+    for &layout in StubLayout::ALL {
+        let plain = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
+        let quirks = QuirkTable::builtin();
+        let with = StubTable::builder().layout(layout).elide_io(true).quirks(quirks).build().unwrap();
         assert!(with.code().len() > plain.code().len());
+        for form in forms() {
+            // Further away from the helpers, so that displacements differ.
+            let (plain, with) = (plain.stub(form.insn).code(), with.stub(form.insn).code());
+            assert_eq!(plain.len(), with.len());
+            let same = plain.iter().zip(with).filter(|(plain, with)| plain == with).count();
+            assert!(plain.len() - same <= 8, "{plain:02x?} {with:02x?}");
+        }
     }
 }

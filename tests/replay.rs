@@ -116,7 +116,7 @@ fn denied_accesses_are_not_recorded() {
 #[test]
 fn a_recorded_fault_is_a_fault_again() {
     // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
-    let builder = unsafe { IoEmulator::builder().ports(PortSet::from(0x80..=0x80)).native() };
+    let builder = unsafe { IoEmulator::builder().native(PortSet::from(0x80..=0x80)) };
     let mut emulator = builder.events(Trace::new()).build().unwrap();
     let insn = IoInsn::out_imm8(Width::Byte, 0x80);
     let Err(Error::Fault { fault, .. }) = emulator.execute(insn, &mut Gprs::default()) else {

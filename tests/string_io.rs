@@ -282,7 +282,7 @@ fn the_direction_flag_is_the_callers() {
             assert!(stub.code().windows(io.len()).any(|window| window == io), "{:02x?}", stub.code());
             for direction in [0, DF] {
                 let mut gprs = registers(1);
-                let (result, flags) = call_with_df(stub.as_ptr(), &mut gprs, direction);
+                let (result, flags) = call_with_df(stub.code().as_ptr(), &mut gprs, direction);
                 assert_eq!((result, flags & DF, gprs.rflags & DF), (0, direction, direction), "{layout:?} {insn}");
             }
         }
@@ -298,7 +298,7 @@ fn the_direction_flag_is_the_callers_after_a_fault() {
             for direction in [0, DF] {
                 let before = registers(1);
                 let mut gprs = before;
-                let (result, flags) = call_with_df(table.stub(insn).as_ptr(), &mut gprs, direction);
+                let (result, flags) = call_with_df(table.stub(insn).code().as_ptr(), &mut gprs, direction);
                 assert_eq!((result as u8, flags & DF, gprs), (13, direction, before), "{layout:?} {insn}");
             }
         }

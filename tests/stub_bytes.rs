@@ -91,7 +91,7 @@ fn every_form_in_the_table() {
         for form in forms() {
             let stub = table.stub(form.insn);
             let symbol = |name: &str| address(&helpers, name) - HELPERS_AT + origin;
-            let expected = expand(pattern(layout), stub.as_ptr() as u64, &form.io, symbol);
+            let expected = expand(pattern(layout), stub.code().as_ptr() as u64, &form.io, symbol);
             assert_eq!(stub.code(), expected, "{layout:?} {}", form.insn);
         }
     }
@@ -154,7 +154,7 @@ fn an_elided_access_is_as_long() {
         for form in forms() {
             let stub = table.stub(form.insn);
             let symbol = |name: &str| address(&helpers, name) - HELPERS_AT + origin;
-            let expected = expand(pattern(layout), stub.as_ptr() as u64, &[0x0f, 0x1f, 0x00], symbol);
+            let expected = expand(pattern(layout), stub.code().as_ptr() as u64, &[0x0f, 0x1f, 0x00], symbol);
             assert_eq!(stub.code(), expected);
         }
     }
