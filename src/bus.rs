@@ -280,9 +280,13 @@ pub(crate) fn undone_unless<T>(
         }
     }
     let mut undo = Undo { gprs, before, done: false };
-    let result = work(undo.gprs);
-    undo.done = result.is_ok();
-    result
+    match work(undo.gprs) {
+        Ok(result) => {
+            undo.done = true;
+            Ok(result)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What a device's refusal is to the caller: the fault that it models, or its own error.

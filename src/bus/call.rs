@@ -82,7 +82,7 @@ unsafe fn run_with<'b, 'm>(
     memory: Option<&'b mut Memory<'m>>,
     gprs: &mut Gprs,
 ) -> (usize, Result<(), Error>) {
-    let requested = PortAccess::of(insn, gprs);
+    let port = insn.port(gprs);
     let mut frame = BusFrame { access, bus, memory, done: 0, failure: None };
     let mut result = StubResult::default();
     // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
@@ -98,15 +98,21 @@ unsafe fn run_with<'b, 'm>(
             clobber_abi("sysv64"),
         )
     };
-    let failure = match (frame.failure, result.check()) {
-        (None, Ok(())) => return (frame.done, Ok(())),
-        (Some(failure), _) => failure,
-        // In a quirk's payload.
-        (None, Err(fault)) => Failure::Error(Error::Fault { access: requested, fault }),
-    };
+    // Looked at before it is moved: a copy of what was just written in part would have to wait for that.
+    if frame.failure.is_none() && result.rax == 0 {
+        return (frame.done, Ok(()));
+    }
+    (frame.done, failed(frame.failure, result, (port, insn)))
+}
+
+#[cold]
+fn failed(failure: Option<Failure>, result: StubResult, (port, insn): (u16, IoInsn)) -> Result<(), Error> {
+    let access = PortAccess { port, width: insn.width, direction: insn.direction, insn };
     match failure {
-        Failure::Error(error) => (frame.done, Err(error)),
-        Failure::Panic(panic) => resume_unwind(panic),
+        Some(Failure::Error(error)) => Err(error),
+        Some(Failure::Panic(panic)) => resume_unwind(panic),
+        // In a quirk's payload.
+        None => result.check().map_err(|fault| Error::Fault { access, fault }),
     }
 }
 
