@@ -9,8 +9,8 @@ use crate::stub::{CodeSink, Helper};
 /// The addresses of helpers, in the order of [`Helper::ALL`]; [`NOWHERE`] of those that there are none of.
 pub(crate) type Targets = [u64; Helper::COUNT];
 
-/// No code starts at the last byte of the address space.
-const NOWHERE: u64 = u64::MAX;
+/// No code can be there: it is in the hole of the address space, however many levels page tables have.
+const NOWHERE: u64 = 1 << 63;
 
 /// No helper yet, but the host's return thunk.
 pub(crate) fn with_thunk(return_thunk: Option<u64>) -> Targets {
