@@ -24,11 +24,14 @@ pub type StubFn = unsafe extern "sysv64" fn(*mut c_void) -> u64;
 ///
 /// ```
 /// use ioemul::{CodeTable, EmitOptions, IoInsn, Quirk, RegisterFile, StubLayout, Width};
-/// let options =
-/// EmitOptions::new().layout(StubLayout::Compact).registers(RegisterFile::PT_REGS).quirks(&[Quirk::PROLIANT]); let mut
-/// memory = vec![0; CodeTable::size(&options)]; let table = CodeTable::emit(&mut memory, 0xffff_ffff_8200_0000,
-/// &options)?; let out = IoInsn::out_dx(Width::Byte); let (rax, rdx) = (0x85, 0xcd4); assert_ne!(table.resolve(out,
-/// rax, rdx), table.entry(out)); // the quirk's stub assert_eq!(table.resolve(out, rax, 0x80), table.entry(out));
+/// let options = EmitOptions::new().layout(StubLayout::Compact).registers(RegisterFile::PT_REGS);
+/// let options = options.quirks(&[Quirk::PROLIANT]);
+/// let mut memory = vec![0; CodeTable::size(&options)];
+/// let table = CodeTable::emit(&mut memory, 0xffff_ffff_8200_0000, &options)?;
+/// let out = IoInsn::out_dx(Width::Byte);
+/// let (rax, rdx) = (0x85, 0xcd4);
+/// assert_ne!(table.resolve(out, rax, rdx), table.entry(out)); // the quirk's stub
+/// assert_eq!(table.resolve(out, rax, 0x80), table.entry(out));
 /// assert_eq!(table.entry(IoInsn::rep_outs(Width::Byte)), None); // asked for by another name: `string_entry`
 /// # Ok::<(), ioemul::EmitError>(())
 /// ```

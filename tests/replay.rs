@@ -157,7 +157,7 @@ fn a_lenient_replay_goes_by_the_port() {
     let other = Gprs { r9: 9, rcx: 1, rsi: 1, ..gprs(0x42, 0xeeee) };
     let (result, after, _) = perform(&mut emulator, &(IoInsn::out_imm8(Width::Byte, 0xb2), other, vec![]));
     result.unwrap();
-    assert_eq!(after, Gprs { r15: 0x42, rflags: after.rflags, ..other });
+    assert_eq!(after, Gprs { r15: 0x42, rflags: other.rflags | Gprs::CF, ..other });
     assert_eq!(after.rflags & Gprs::CF, Gprs::CF);
 
     let before = Gprs { r9: 9, ..gprs(0x1111_2222_3333_4444, 0) };
@@ -250,4 +250,52 @@ fn an_input_that_no_bus_can_give_is_refused() {
     let (mut emulator, _) = replayer(Trace::from_iter([record]).replay().lenient());
     let message = emulator.execute(insn, &mut Gprs::default()).unwrap_err().to_string();
     assert!(message.ends_with("an IN of 4 bytes left RAX at 0x100000000"), "{message}");
+}
+
+/// All ones in EAX are an answer like any other, whether or not somebody wrote them there.
+#[test]
+fn all_ones_are_replayed() {
+    let insn = IoInsn::in_dx(Width::Dword);
+    for before in [gprs(0, 0xe0), gprs(0xffff_ffff, 0xe0), gprs(u64::MAX, 0xe0)] {
+        let after = Gprs { rax: 0xffff_ffff, rbx: 1, ..before };
+        let record = Record { insn, before, after, data: vec![], error: None };
+        let trace = Trace::from_iter([record]);
+        for replay in [trace.clone().replay().strict(), trace.replay().lenient()] {
+            let (mut emulator, progress) = replayer(replay);
+            let mut gprs = before;
+            emulator.execute(insn, &mut gprs).unwrap();
+            assert_eq!(gprs, after);
+            progress.finish().unwrap();
+            assert_eq!(progress.unexpected(), 0);
+        }
+    }
+}
+
+/// The status flags are part of a call; the rest of RFLAGS never reaches the port.
+#[test]
+fn other_status_flags_are_another_access() {
+    let before = Gprs { rflags: 0x202 | Gprs::CF, ..gprs(0, 0xe0) };
+    let mut plain = (IoInsn::in_dx(Width::Byte), before, vec![]);
+    let mut string = (IoInsn::rep_outs(Width::Byte), Gprs { rcx: 2, ..before }, vec![1, 2]);
+    for step in [&mut plain, &mut string] {
+        let record = Record { insn: step.0, before: step.1, after: step.1, data: step.2.clone(), error: None };
+        for bit in 0..64 {
+            let (mut emulator, progress) = replayer(Trace::from_iter([record.clone()]).replay().strict());
+            step.1.rflags = record.before.rflags ^ 1 << bit;
+            let (result, after, _) = perform(&mut emulator, step);
+            if Gprs::STATUS_FLAGS >> bit & 1 == 0 {
+                result.unwrap();
+                progress.finish().unwrap();
+            } else {
+                let message = result.unwrap_err();
+                let (expected, got) = (Gprs::CF, Gprs::CF ^ 1 << bit);
+                assert!(message.contains(&format!("rflags = {expected:#x}\n")), "{message}");
+                assert!(message.ends_with(&format!("rflags = {got:#x}")), "{message}");
+                assert_eq!(after, step.1);
+                step.1.rflags = record.before.rflags;
+                perform(&mut emulator, step).0.unwrap();
+                progress.finish().unwrap();
+            }
+        }
+    }
 }

@@ -5,7 +5,9 @@ use std::io;
 
 use ioemul::devices::Latch;
 use ioemul::trace::{Record, RecordedError, Trace, TraceError, TraceProblem, TraceWriter};
-use ioemul::{Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, Width};
+use ioemul::{
+    DeviceError, Error, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width,
+};
 use proptest::prelude::*;
 
 const FILE: &str = r#"{"ioemul-trace":1}
@@ -156,7 +158,7 @@ fn emulator(disk: Disk) -> IoEmulator<TraceWriter<Disk>> {
 
 #[test]
 fn a_full_disk_ends_the_recording_and_not_the_emulator() {
-    let mut emulator = emulator(Disk { room: 200 });
+    let mut emulator = emulator(Disk { room: 100 });
     for _ in 0..10 {
         emulator.execute(IoInsn::in_imm8(Width::Byte, 0xe0), &mut Gprs::default()).unwrap();
     }
@@ -184,6 +186,53 @@ fn a_writer_and_a_trace_write_the_same() {
     steps(&mut |insn, gprs| both.execute(insn, gprs).unwrap());
     let (trace, writer) = both.into_events();
     assert_eq!(String::from_utf8(writer.finish().unwrap()).unwrap(), written(&trace));
+}
+
+/// What is refused and what faults is written with its error, as a trace in memory has it.
+#[test]
+fn a_writer_has_faults_and_refusals() {
+    struct Models;
+    impl PortDevice for Models {
+        fn try_access(&mut self, access: PortAccess, _: u32, _: &mut Gprs) -> Result<u32, DeviceError> {
+            match access.port {
+                0x10 => Err("out of paper".into()),
+                // A fault as the CPU reports it, which a device model may stand for.
+                _ => Err(Box::new(fault())),
+            }
+        }
+    }
+    fn fault() -> IoFault {
+        let file = format!("{}\n{}\n{{\"records\":1}}\n", FILE.lines().next().unwrap(), FILE.lines().nth(3).unwrap());
+        match read(&file).unwrap().records()[0].error {
+            Some(RecordedError::Fault(fault)) => fault,
+            ref other => panic!("{other:?}"),
+        }
+    }
+    let mut bus = SoftwareBus::new();
+    bus.attach(0x10..=0x11, Models).unwrap();
+    let events = (Trace::new(), TraceWriter::new(Vec::new()).unwrap());
+    let mut emulator = IoEmulator::builder().ports(PortSet::from(0x10..=0x11)).bus(bus).events(events).build().unwrap();
+    let mut gprs = Gprs { rax: 0x85, rcx: 2, rdx: 0x10, ..Gprs::default() };
+    let error = emulator.execute(IoInsn::out_dx(Width::Byte), &mut gprs).unwrap_err();
+    assert!(matches!(error, Error::Device { .. }), "{error}");
+    let error = emulator.execute(IoInsn::in_imm8(Width::Byte, 0x11), &mut gprs).unwrap_err();
+    assert!(matches!(error, Error::Fault { fault: same, .. } if same == fault()), "{error}");
+    emulator.read_string(IoInsn::rep_ins(Width::Byte), &mut gprs, &mut [0; 2]).unwrap_err();
+    emulator.execute(IoInsn::in_imm8(Width::Byte, 0x12), &mut gprs).unwrap_err(); // denied, and not recorded
+    let (trace, writer) = emulator.into_events();
+    assert_eq!(writer.records(), 3);
+    let file = String::from_utf8(writer.finish().unwrap()).unwrap();
+    assert_eq!(file, written(&trace));
+    assert_eq!(
+        file,
+        r#"{"ioemul-trace":1}
+{"insn":"out dx, al","before":{"rax":"0x85","rcx":"0x2","rdx":"0x10"},"refused":"out of paper"}
+{"insn":"in al, 0x11","before":{"rax":"0x85","rcx":"0x2","rdx":"0x10"},"fault":{"vector":13,"error_code":0,"address":"0x0"}}
+{"insn":"rep insb","before":{"rax":"0x85","rcx":"0x2","rdx":"0x10"},"refused":"out of paper"}
+{"records":3}
+"#
+    );
+    assert_eq!(read(&file).unwrap(), trace);
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
