@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 
 use crate::helpers::{Depths, emit_helpers, emit_pads};
 use crate::quirk_table::{self, QuirkStub};
-use crate::slot::{SlotSink, Targets, helpers_in, room, with_thunk};
+use crate::slot::{SlotSink, Targets, room, with_thunk};
 use crate::stub::{Arena, Counter, Helper, StubStyle, as_many_as_fit};
 use crate::{EmitError, EmitOptions, Gprs, IoInsn, PortAccess, Quirk, RegisterFile};
 
@@ -177,7 +177,7 @@ impl CodeTable {
     /// Everything in the table that has a name: the helpers, then the stubs, by ascending address. For a symbol table,
     /// or a stack trace.
     pub fn symbols(&self) -> impl Iterator<Item = Symbol> + '_ {
-        let helpers = helpers_in(self.helpers());
+        let helpers = self.helpers().helpers();
         // Each is as long as it is far to the next one; they are defined in the order of their names' list.
         let first_stub = self.address(IoInsn::strings().next().map_or(0, |insn| self.arena.stub(insn).0));
         let ends = helpers.clone().skip(1).map(|helper| helper.1).chain([first_stub]);

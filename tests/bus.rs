@@ -443,16 +443,8 @@ mod beside_the_hardware {
             // SAFETY: no access is made.
             unsafe { builder.native(hardware) }.build().map(drop)
         };
-        let read = |ports: &PortSet| {
-            let mut permissions = PortPermissions::default();
-            permissions.read = ports.clone();
-            permissions
-        };
-        let write = |ports: &PortSet| {
-            let mut permissions = PortPermissions::default();
-            permissions.write = ports.clone();
-            permissions
-        };
+        let read = |ports: &PortSet| PortPermissions { read: ports.clone(), ..PortPermissions::default() };
+        let write = |ports: &PortSet| PortPermissions { write: ports.clone(), ..PortPermissions::default() };
         let both = build(low.clone().into(), high.clone().into());
         assert!(matches!(both, Err(BuildError::PortsInBoth { port: 0x80 })));
         for direction in [read, write] as [fn(&PortSet) -> PortPermissions; 2] {

@@ -173,6 +173,8 @@ struct State {
     assumed: BTreeMap<(Value, u8), bool>,
     branches: BTreeMap<u64, u32>,
     unknown: u32,
+    /// The register that is 2 short of what it is said to hold.
+    owed: Option<Register>,
     /// Behind a fault.
     landed: bool,
 }
@@ -209,6 +211,7 @@ impl Listing {
             assumed: BTreeMap::new(),
             branches: BTreeMap::new(),
             unknown: 0,
+            owed: None,
             landed: false,
         }];
         let mut walked = Walked::default();
@@ -324,13 +327,7 @@ impl Listing {
                 state.clobber_flags(&STATUS);
             }
             Mnemonic::Or => {
-                let other = state.read(op1);
-                let bits = state.read(op0).into_iter().zip(other).map(|(a, b)| match (a.is(false), b.is(false)) {
-                    (true, _) => b,
-                    (_, true) => a,
-                    _ => panic!("the or of two bits: {insn}"),
-                });
-                let bits = bits.collect();
+                let bits = union(&state.read(op0), &state.read(op1), insn);
                 state.write(op0, &Word::Bits(bits), 8 * op0.size());
                 state.clobber_flags(&STATUS);
             }
@@ -352,14 +349,36 @@ impl Listing {
                 state.write(op0, &Word::Bits(bits), 8 * len / 8);
                 state.clobber_flags(&STATUS);
             }
-            // Of one bit to a seven-bit all ones: overflows exactly when the bit is set.
-            Mnemonic::Add if op0.size() == 1 && immediate(1) == 0x7f => {
-                let bits = state.read(op0);
-                assert!(bits[1..].iter().all(|bit| bit.is(false)), "{insn}");
+            // Of one bit, alone in its byte, to what is short of 0x80 by it: overflows exactly when the bit is set.
+            Mnemonic::Add if op0.size() == 1 => {
+                let (bits, one) = (state.read(op0), (0x80 - immediate(1)).trailing_zeros() as usize);
+                assert_eq!(0x80 - immediate(1), 1 << one, "{insn}");
+                assert!(bits.iter().enumerate().all(|(at, bit)| at == one || bit.is(false)), "{insn}");
                 let unknown = state.unknown();
                 state.write(op0, &Word::Whole(unknown), 8);
                 state.clobber_flags(&STATUS);
-                state.flags[OF] = bits[0].clone();
+                state.flags[OF] = bits[one].clone();
+            }
+            // Sums of what has no bit in common are unions. Bit 1, which LAHF always sets, has been taken off before.
+            Mnemonic::Add => {
+                assert_eq!(state.owed.take(), Some(op0), "{insn}");
+                let mut other = state.read(op1);
+                assert!(other[1].is(true), "bit 1 of LAHF: {insn}");
+                other[1] = Bit::constant(false);
+                let bits = union(&state.read(op0), &other, insn);
+                state.write(op0, &Word::Bits(bits), 64);
+                state.clobber_flags(&STATUS);
+            }
+            Mnemonic::Lea if insn.memory_index() != Register::None => {
+                assert_eq!((insn.memory_displacement64() as i64, insn.memory_index_scale()), (-2, 1), "{insn}");
+                let bits = union(&state.read(insn.memory_base()), &state.read(insn.memory_index()), insn);
+                state.write(op0, &Word::Bits(bits), 64);
+                state.owed = Some(op0);
+            }
+            Mnemonic::Movzx => {
+                let mut bits = state.read(op1);
+                bits.resize(8 * op0.size(), Bit::constant(false));
+                state.write(op0, &Word::Bits(bits), 8 * op0.size());
             }
             Mnemonic::Sahf => {
                 let ah = state.read(Register::AH);
@@ -670,6 +689,16 @@ const STRING_REGISTERS: &[Register] = &[Register::RCX, Register::RSI, Register::
 /// The registers that say how far an instruction got.
 fn string_registers(code: Code) -> &'static [Register] {
     if is_io(code) && super::kind(code).is_none() { STRING_REGISTERS } else { &[] }
+}
+
+/// Of two words that have no bit in common.
+fn union(a: &[Bit], b: &[Bit], insn: &Instruction) -> Vec<Bit> {
+    let either = |(a, b): (&Bit, &Bit)| match (a.is(false), b.is(false)) {
+        (true, _) => b.clone(),
+        (_, true) => a.clone(),
+        _ => panic!("the union of two bits: {insn}"),
+    };
+    a.iter().zip(b).map(either).collect()
 }
 
 fn is_high(register: Register) -> bool {

@@ -72,7 +72,7 @@ fn check_table(code: &[u8], va: u64, table: &CodeTable, options: &EmitOptions<'_
         visited.extend(walked.visited);
     }
     for quirk in options.quirks {
-        for insn in quirk.trigger().forms() {
+        for insn in quirk.trigger().forms().into_iter().flatten() {
             let trigger = quirk.trigger();
             let entry = table.resolve(insn, trigger.value.into(), trigger.port.into()).unwrap();
             assert_ne!(Some(entry), table.entry(insn), "{}", quirk.name());
@@ -219,7 +219,7 @@ fn slots_with_every_option() {
                 let walked = listing.walk(entry, |rip| stub_fixup(entry, insn, &helpers, rip));
                 check_returns(layout, &walked);
                 let quirks: Vec<_> =
-                    options.quirks.iter().filter(|quirk| quirk.trigger().forms().any(|form| form == insn)).collect();
+                    options.quirks.iter().filter(|quirk| quirk.trigger().forms().contains(&Some(insn))).collect();
                 if quirks.is_empty() {
                     check_flags(&listing, &walked, insn);
                     if let Some(form) = forms.get(i) {
