@@ -313,7 +313,7 @@ fn a_fault_in_a_slot_is_resumed_by_rip_alone() {
                 let insns: Vec<IoInsn> = plain.iter().copied().chain(quirk_forms().map(|form| form.1)).collect();
                 let mut alias = Alias::new(SLOT * (1 + insns.len()));
                 let va = alias.va();
-                let options = EmitOptions { return_thunk: options.return_thunk.map(|_| va + 0x800), ..options };
+                let options = options.return_thunk(options.return_thunk.map(|_| va + 0x800));
                 let memory = alias.memory();
                 memory[0x800] = 0xc3;
                 let helpers = Helpers::emit(&mut memory[..0x800], va, &options).unwrap();
@@ -351,10 +351,10 @@ fn a_fault_in_a_slot_is_resumed_by_rip_alone() {
 /// A table behind its return thunk, in memory of its own.
 fn table(options: EmitOptions<'_>) -> (Alias, CodeTable, EmitOptions<'_>, Box<Resume>) {
     const THUNK: usize = 64;
-    let size = CodeTable::size(&EmitOptions { return_thunk: options.return_thunk.map(|_| 0), ..options });
+    let size = CodeTable::size(&options.return_thunk(options.return_thunk.map(|_| 0)));
     let mut alias = Alias::new(THUNK + size);
     let va = alias.va();
-    let options = EmitOptions { return_thunk: options.return_thunk.map(|_| va), ..options };
+    let options = options.return_thunk(options.return_thunk.map(|_| va));
     let memory = alias.memory();
     memory[0] = 0xc3;
     let table = CodeTable::emit(&mut memory[THUNK..], va + THUNK as u64, &options).unwrap();
