@@ -267,8 +267,7 @@ fn decode(code: &[u8], va: u64) -> Vec<Instruction> {
 
 /// All options, and every quirk for every register file, in as few tables as hold them.
 fn all_options<'q>(layout: StubLayout, lists: &'q [Vec<Quirk>]) -> Vec<EmitOptions<'q>> {
-    let mut all: Vec<EmitOptions<'q>> =
-        options(layout).into_iter().map(|options| options.quirks(options.quirks)).collect();
+    let mut all: Vec<EmitOptions<'q>> = options(layout);
     for file in files::ALL {
         for quirks in lists {
             for ring in [Ring::Zero, Ring::Three] {

@@ -97,7 +97,7 @@ mod stack {
 
     #[test]
     fn stack_of_the_emitters() {
-        let array_on_the_stack = used(|| drop(black_box([0_u8; 4000])));
+        let array_on_the_stack = used(|| _ = black_box([0_u8; 4000]));
         assert!((4000..5000).contains(&array_on_the_stack), "what is used is seen: {array_on_the_stack}");
         let mut worst = BTreeMap::new();
         let mut note = |what: &'static str, bytes: usize| {

@@ -52,7 +52,8 @@ fn table(input: &mut Input) -> u64 {
     let mut sum = CodeTable::size(&options) as u64;
     let Ok(table) = CodeTable::emit(memory, input.va, &options) else { return sum };
     let Gprs { rax, rdx, .. } = input.gprs;
-    for address in [table.entry(insn), table.string_entry(insn), table.resolve(insn, rax, rdx), table.fixup(input.rip)] {
+    for address in [table.entry(insn), table.string_entry(insn), table.resolve(insn, rax, rdx), table.fixup(input.rip)]
+    {
         sum ^= address.unwrap_or(0);
     }
     table.faults().for_each(|(rip, pad)| sum ^= rip ^ pad);
