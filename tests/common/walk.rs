@@ -60,6 +60,8 @@ impl Bit {
 enum Word {
     Whole(Value),
     Bits(Vec<Bit>),
+    /// Bits less a power of two, which a bit that is set in another word will make up for.
+    Less(Vec<Bit>, u32),
 }
 
 impl Word {
@@ -67,6 +69,7 @@ impl Word {
         match self {
             Word::Whole(value) => (0..64).map(|bit| Bit::of(*value, bit)).collect(),
             Word::Bits(bits) => bits.clone(),
+            Word::Less(..) => panic!("a sum that is not complete: {self:?}"),
         }
     }
 
@@ -78,8 +81,19 @@ impl Word {
         match self {
             Word::Whole(own) => *own == value,
             Word::Bits(bits) => bits.iter().enumerate().all(|(at, bit)| *bit == Bit::of(value, at as u8)),
+            Word::Less(..) => false,
         }
     }
+}
+
+/// The sum of two words that have no bit in common.
+fn union(a: Vec<Bit>, b: Vec<Bit>, insn: &Instruction) -> Vec<Bit> {
+    let bits = a.into_iter().zip(b).map(|(a, b)| match (a.is(false), b.is(false)) {
+        (true, _) => b,
+        (_, true) => a,
+        _ => panic!("both words have the bit: {insn}"),
+    });
+    bits.collect()
 }
 
 /// The status flags, by their positions in RFLAGS.
@@ -324,13 +338,7 @@ impl Listing {
                 state.clobber_flags(&STATUS);
             }
             Mnemonic::Or => {
-                let other = state.read(op1);
-                let bits = state.read(op0).into_iter().zip(other).map(|(a, b)| match (a.is(false), b.is(false)) {
-                    (true, _) => b,
-                    (_, true) => a,
-                    _ => panic!("the or of two bits: {insn}"),
-                });
-                let bits = bits.collect();
+                let bits = union(state.read(op0), state.read(op1), insn);
                 state.write(op0, &Word::Bits(bits), 8 * op0.size());
                 state.clobber_flags(&STATUS);
             }
@@ -352,14 +360,35 @@ impl Listing {
                 state.write(op0, &Word::Bits(bits), 8 * len / 8);
                 state.clobber_flags(&STATUS);
             }
-            // Of one bit to a seven-bit all ones: overflows exactly when the bit is set.
-            Mnemonic::Add if op0.size() == 1 && immediate(1) == 0x7f => {
-                let bits = state.read(op0);
-                assert!(bits[1..].iter().all(|bit| bit.is(false)), "{insn}");
+            // Of one bit to what is missing to 0x80: overflows exactly when the bit is set.
+            Mnemonic::Add if op0.size() == 1 && insn.op1_kind() == OpKind::Immediate8 => {
+                let (bits, missing) = (state.read(op0), 0x80 - immediate(1));
+                assert!(missing.is_power_of_two(), "{insn}");
+                let own = missing.trailing_zeros() as usize;
+                assert!(bits.iter().enumerate().all(|(at, bit)| at == own || bit.is(false)), "{insn}");
                 let unknown = state.unknown();
                 state.write(op0, &Word::Whole(unknown), 8);
                 state.clobber_flags(&STATUS);
-                state.flags[OF] = bits[0].clone();
+                state.flags[OF] = bits[own].clone();
+            }
+            Mnemonic::Add => {
+                let mut other = state.read(op1);
+                let bits = match &state.registers[&op0] {
+                    Word::Less(bits, at) => {
+                        assert!(other[*at as usize].is(true), "{insn}");
+                        other[*at as usize] = Bit::constant(false);
+                        bits.clone()
+                    }
+                    word => word.bits(),
+                };
+                let sum = union(bits, other, insn);
+                state.write(op0, &Word::Bits(sum), 8 * op0.size());
+                state.clobber_flags(&STATUS);
+            }
+            Mnemonic::Movzx => {
+                let mut bits = state.read(op1);
+                bits.resize(64, Bit::constant(false));
+                state.write(op0, &Word::Bits(bits), 8 * op0.size());
             }
             Mnemonic::Sahf => {
                 let ah = state.read(Register::AH);
@@ -391,6 +420,13 @@ impl Listing {
             Mnemonic::Lea if op0 == Register::RSP => {
                 assert_eq!((insn.memory_base(), insn.memory_displacement64()), (Register::RSP, 8), "{insn}");
                 state.pop();
+            }
+            Mnemonic::Lea if insn.memory_index() != Register::None => {
+                assert_eq!(insn.memory_index_scale(), 1, "{insn}");
+                let bits = union(state.read(insn.memory_base()), state.read(insn.memory_index()), insn);
+                let less = (insn.memory_displacement64() as i64).unsigned_abs();
+                assert!((insn.memory_displacement64() as i64) < 0 && less.is_power_of_two(), "{insn}");
+                state.registers.insert(op0, Word::Less(bits, less.trailing_zeros()));
             }
             Mnemonic::Lea if insn.is_ip_rel_memory_operand() => {
                 state.registers.insert(op0, Word::Whole(Value::Code(insn.ip_rel_memory_address())));
