@@ -7,10 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use common::Rng;
-use dynasm::dynasm;
 use ioemul::{
-    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, Quirk,
-    QuirkTable, SoftwareBus, StubLayout, Width,
+    AttachError, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, Quirk,
+    QuirkTable, SoftwareBus, StubLayout, Trigger, Width,
 };
 
 type Log = Arc<Mutex<Vec<(PortAccess, u32)>>>;
@@ -41,8 +40,9 @@ fn emulator(bus: SoftwareBus) -> IoEmulator {
     IoEmulator::builder().ports(PortSet::all()).bus(bus).build().unwrap()
 }
 
-fn access(port: u16, width: Width, direction: Direction) -> PortAccess {
-    PortAccess { port, width, direction }
+/// What a device is told of an access by `insn`.
+fn access(port: u16, width: Width, insn: IoInsn) -> PortAccess {
+    PortAccess { port, width, direction: insn.direction, insn }
 }
 
 #[test]
@@ -52,11 +52,11 @@ fn a_device_that_claims_all_ports_sees_one_access() {
     bus.attach(0x10..=0x13, device).unwrap();
     let mut emulator = emulator(bus);
     let mut gprs = Gprs { rax: u64::MAX, ..Gprs::default() };
-    emulator.execute(IoInsn::in_imm8(Width::Dword, 0x10), &mut gprs).unwrap();
+    let (input, out) = (IoInsn::in_imm8(Width::Dword, 0x10), IoInsn::out_imm8(Width::Word, 0x12));
+    emulator.execute(input, &mut gprs).unwrap();
     assert_eq!(gprs.rax, 0x1122_3344);
-    emulator.execute(IoInsn::out_imm8(Width::Word, 0x12), &mut gprs).unwrap();
-    let expected =
-        [(access(0x10, Width::Dword, Direction::In), 0), (access(0x12, Width::Word, Direction::Out), 0x3344)];
+    emulator.execute(out, &mut gprs).unwrap();
+    let expected = [(access(0x10, Width::Dword, input), 0), (access(0x12, Width::Word, out), 0x3344)];
     assert_eq!(*log.lock().unwrap(), expected);
 }
 
@@ -68,14 +68,15 @@ fn an_access_beyond_a_device_is_split_into_bytes() {
     bus.attach(0x20..=0x20, low).unwrap();
     let mut emulator = emulator(bus);
     let mut gprs = Gprs::default();
-    emulator.execute(IoInsn::in_imm8(Width::Dword, 0x20), &mut gprs).unwrap();
+    let (input, out) = (IoInsn::in_imm8(Width::Dword, 0x20), IoInsn::out_imm8(Width::Dword, 0x1f));
+    emulator.execute(input, &mut gprs).unwrap();
     assert_eq!(gprs.rax, 0xffa2_ffa0);
     gprs.rax = 0x4433_2211;
-    emulator.execute(IoInsn::out_imm8(Width::Dword, 0x1f), &mut gprs).unwrap();
-    let byte = |port, direction| access(port, Width::Byte, direction);
-    let expected = [(byte(0x20, Direction::In), 0), (byte(0x20, Direction::Out), 0x22)];
+    emulator.execute(out, &mut gprs).unwrap();
+    let byte = |port, insn| access(port, Width::Byte, insn);
+    let expected = [(byte(0x20, input), 0), (byte(0x20, out), 0x22)];
     assert_eq!(*low_log.lock().unwrap(), expected);
-    let expected = [(byte(0x22, Direction::In), 0), (byte(0x22, Direction::Out), 0x44)];
+    let expected = [(byte(0x22, input), 0), (byte(0x22, out), 0x44)];
     assert_eq!(*high_log.lock().unwrap(), expected);
 }
 
@@ -99,13 +100,13 @@ fn claims_do_not_overlap() {
     bus.attach(0x70..=0x77, recorder(1).0).unwrap();
     for ports in [0x70..=0x77, 0x60..=0x70, 0x77..=0x80, 0x72..=0x73, 0x00..=0xffff] {
         match bus.attach(ports.clone(), recorder(2).0).unwrap_err() {
-            Error::PortsTaken { ports: asked, by } => assert_eq!((asked, by), (ports, 0x70..=0x77)),
+            AttachError::PortsTaken { ports: asked, by } => assert_eq!((asked, by), (ports, 0x70..=0x77)),
             other => panic!("{other}"),
         }
     }
     #[allow(clippy::reversed_empty_ranges)]
     let error = bus.attach(0x90..=0x8f, recorder(2).0).unwrap_err();
-    assert!(matches!(error, Error::NoPorts { ports } if *ports.start() == 0x90));
+    assert!(matches!(error, AttachError::NoPorts { ports } if *ports.start() == 0x90));
     // Neighbours are no overlap; what was refused left nothing behind.
     bus.attach(0x6f..=0x6f, recorder(3).0).unwrap();
     bus.attach(0x78..=0xffff, recorder(4).0).unwrap();
@@ -123,38 +124,86 @@ fn claims_do_not_overlap() {
     assert_eq!(gprs.rax, 6);
 }
 
-/// The emulator denies an access that would run past port 0xFFFF; a quirk's own accesses are not the emulator's, and the
-/// bus must not turn them into accesses to port 0.
+/// An emulator denies an access that would run past port 0xFFFF, and so it does a quirk that would make one. A bus without an
+/// emulator in front of it must not turn it into accesses to port 0.
 #[test]
 fn nothing_wraps_past_the_last_port() {
-    let ((first, first_log), (last, last_log)) = (recorder(0x11), recorder(0xee));
-    let mut bus = SoftwareBus::new();
-    bus.attach(0..=3, first).unwrap();
-    bus.attach(0xffff..=0xffff, last).unwrap();
-    // SAFETY: changes DX and makes an access on a bus.
-    let quirk = unsafe {
-        Quirk::new(
-            "last port",
-            |insn, _| insn == IoInsn::out_imm8(Width::Byte, 0x80),
-            |payload, _| {
-                dynasm!(payload ; .arch x64 ; mov edx, 0xffff);
-                payload.io(IoInsn::in_dx(Width::Dword));
-            },
-        )
+    let devices = || {
+        let ((first, first_log), (last, last_log)) = (recorder(0x11), recorder(0xee));
+        let mut bus = SoftwareBus::new();
+        bus.attach(0..=3, first).unwrap();
+        bus.attach(0xffff..=0xffff, last).unwrap();
+        (bus, first_log, last_log)
     };
-    let mut quirks = QuirkTable::none();
-    quirks.push(quirk);
+    let insn = IoInsn::in_dx(Width::Dword);
+    // SAFETY: makes an access on a bus.
+    let quirk = unsafe {
+        Quirk::new("last port", Trigger::out_dx(Width::Byte, 0xffff), |payload| {
+            payload.io(IoInsn::in_dx(Width::Dword));
+        })
+    };
+    let (bus, first_log, last_log) = devices();
+    let quirks = QuirkTable::from_iter([quirk]);
     let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(bus).quirks(quirks).build().unwrap();
     for width in [Width::Word, Width::Dword] {
         let mut gprs = Gprs { rdx: 0xffff, ..Gprs::default() };
         let error = emulator.execute(IoInsn::in_dx(width), &mut gprs).unwrap_err();
         assert!(matches!(error, Error::PortDenied { port: 0xffff, .. }));
     }
-    let mut gprs = Gprs::default();
-    emulator.execute(IoInsn::out_imm8(Width::Byte, 0x80), &mut gprs).unwrap();
+    let mut gprs = Gprs { rdx: 0xffff, ..Gprs::default() };
+    let error = emulator.execute(IoInsn::out_dx(Width::Byte), &mut gprs).unwrap_err();
+    assert!(matches!(error, Error::QuirkDenied { port: 0xffff, width: Width::Dword, .. }));
+    assert!(first_log.lock().unwrap().is_empty() && last_log.lock().unwrap().is_empty());
+
+    let (mut bus, first_log, last_log) = devices();
+    bus.access(insn, &mut gprs).unwrap();
     assert_eq!((gprs.rax, gprs.rdx), (0xffff_ffee, 0xffff));
-    assert_eq!(*last_log.lock().unwrap(), [(access(0xffff, Width::Byte, Direction::In), 0)]);
+    assert_eq!(*last_log.lock().unwrap(), [(access(0xffff, Width::Byte, insn), 0)]);
     assert!(first_log.lock().unwrap().is_empty());
+}
+
+/// A bus that is asked without an emulator does what one does, RAX included, and undoes what fails.
+#[test]
+fn a_bus_by_itself() {
+    let outcome = Arc::new(Mutex::new(Outcome::Answer));
+    let mut bus = SoftwareBus::new();
+    bus.attach(0..=0xffff, Fickle(outcome.clone())).unwrap();
+    for form in common::forms().filter(|form| form.insn.width == Width::Byte) {
+        let given = Rng(3).gprs();
+        let left = Rng(7).gprs();
+        let mut gprs = given;
+        bus.access(form.insn, &mut gprs).unwrap();
+        let rax = if form.insn.direction == Direction::In { left.rax & !0xff | 0x5a } else { left.rax };
+        let rflags = given.rflags & !Gprs::STATUS_FLAGS | left.rflags & Gprs::STATUS_FLAGS;
+        assert_eq!(gprs, Gprs { rax, rflags, ..left }, "{}", form.insn);
+    }
+    let given = Rng(3).gprs();
+    let mut gprs = given;
+    *outcome.lock().unwrap() = Outcome::Refuse;
+    assert!(matches!(bus.access(IoInsn::in_dx(Width::Byte), &mut gprs), Err(Error::Device { .. })));
+    assert_eq!(gprs, given);
+    *outcome.lock().unwrap() = Outcome::Panic;
+    catch_unwind(AssertUnwindSafe(|| bus.access(IoInsn::in_dx(Width::Byte), &mut gprs))).unwrap_err();
+    assert_eq!(gprs, given);
+    for insn in IoInsn::strings() {
+        assert!(matches!(bus.access(insn, &mut gprs), Err(Error::StringForm { insn: refused }) if refused == insn));
+    }
+    assert_eq!(gprs, given);
+}
+
+/// Who has nothing to say answers with all ones, and takes whatever comes.
+#[test]
+fn a_device_without_a_method_of_its_own() {
+    struct Silent;
+    impl PortDevice for Silent {}
+    let mut bus = SoftwareBus::new();
+    bus.attach(0x10..=0x13, Silent).unwrap();
+    let given = Rng(4).gprs();
+    let mut gprs = given;
+    bus.access(IoInsn::out_imm8(Width::Dword, 0x10), &mut gprs).unwrap();
+    assert_eq!(gprs, given);
+    bus.access(IoInsn::in_imm8(Width::Word, 0x10), &mut gprs).unwrap();
+    assert_eq!(gprs, Gprs { rax: given.rax | 0xffff, ..given });
 }
 
 /// Does what it is told, after it has changed every register.
@@ -290,5 +339,5 @@ fn an_emulator_within_a_device() {
     let given = Rng(9).gprs();
     let mut gprs = given;
     emulator(outer).execute(IoInsn::in_imm8(Width::Byte, 0x10), &mut gprs).unwrap();
-    assert_eq!(gprs, Gprs { rax: given.rax & !0xff | 0x42, rbx: 0xb, rflags: gprs.rflags, ..given });
+    assert_eq!(gprs, Gprs { rax: given.rax & !0xff | 0x42, rbx: 0xb, ..given });
 }
