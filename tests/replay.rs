@@ -228,17 +228,55 @@ proptest! {
 
     /// And whichever single register differs, the access is refused and the message names it.
     #[test]
-    fn any_other_register_is_noticed(insn in any_plain_insn(), before in any_gprs(), index in 0..15_usize, bit in 0..64) {
+    fn any_other_register_is_noticed(insn in any_plain_insn(), before in any_gprs(), index in 0..16_usize, bit in 0..64) {
         prop_assume!(insn.port(&before).checked_add(3).is_some());
         let mut words = before.to_words();
         words[index] ^= 1u64 << bit;
+        let in_view = index < 15 || Gprs::STATUS_FLAGS & 1 << bit != 0;
         let mut gprs = Gprs::from_words(words);
         prop_assume!(insn.port(&gprs).checked_add(3).is_some());
         let record = Record { insn, before, after: before, data: vec![], error: None };
         let (mut emulator, _) = replayer(Trace::from_iter([record]).replay().strict());
-        let message = emulator.execute(insn, &mut gprs).unwrap_err().to_string();
-        prop_assert!(message.contains(&format!("{} = {:#x}", Gprs::NAMES[index], words[index])), "{}", message);
+        let result = emulator.execute(insn, &mut gprs);
+        prop_assert_eq!(result.is_err(), in_view, "{:?}", result);
+        let Err(error) = result else { return Ok(()) };
+        let shown = if index < 15 { words[index] } else { words[index] & Gprs::STATUS_FLAGS };
+        prop_assert!(error.to_string().contains(&format!("{} = {shown:#x}", Gprs::NAMES[index])), "{}", error);
         prop_assert_eq!(gprs.to_words(), words);
+    }
+}
+
+/// Whether the flags that firmware is called with are those of the trace is looked at, for string instructions too.
+#[test]
+fn the_status_flags_are_compared() {
+    let before = Gprs { rflags: 0x202 | Gprs::CF, ..gprs(1, 0xe0) };
+    let insn = IoInsn::rep_outs(Width::Byte);
+    for (insn, before, data) in [(IoInsn::in_dx(Width::Byte), before, 0), (insn, Gprs { rcx: 2, ..before }, 2)] {
+        let record = Record { insn, before, after: before, data: vec![0; data], error: None };
+        let (mut emulator, progress) = replayer(Trace::from_iter([record]).replay().strict());
+        for rflags in [0x202, 0, 0x202 | Gprs::CF | 0x800] {
+            let step = (insn, Gprs { rflags, ..before }, vec![0; data]);
+            assert!(perform(&mut emulator, &step).0.unwrap_err().contains("rflags = 0x1"));
+        }
+        // IF and its like are this machine's.
+        let step = (insn, Gprs { rflags: Gprs::CF | 0x3000, ..before }, vec![0; data]);
+        perform(&mut emulator, &step).0.unwrap();
+        progress.finish().unwrap();
+    }
+}
+
+#[test]
+fn the_widest_input_that_a_bus_can_give() {
+    let insn = IoInsn::in_imm8(Width::Dword, 0xe0);
+    let after = Gprs { rax: u32::MAX.into(), ..Gprs::default() };
+    let record = Record { insn, before: Gprs::default(), after, data: vec![], error: None };
+    let trace = Trace::from_iter([record]);
+    for (bus, progress) in [trace.clone().replay().strict(), trace.replay().lenient()] {
+        let (mut emulator, progress) = replayer((bus, progress));
+        let mut gprs = Gprs::default();
+        emulator.execute(insn, &mut gprs).unwrap();
+        assert_eq!(gprs, after);
+        progress.finish().unwrap();
     }
 }
 

@@ -15,7 +15,8 @@ struct Fifo {
 }
 
 impl PortDevice for Fifo {
-    fn port_in(&mut self, _: PortAccess, _: &mut Gprs) -> u32 {
+    fn port_in(&mut self, _: PortAccess, gprs: &mut Gprs) -> u32 {
+        self.taken.lock().unwrap().push((0, *gprs));
         self.next += 0x0101_0101;
         self.next
     }
@@ -41,22 +42,27 @@ impl PortDevice for Fifo {
 
 type Taken = Arc<Mutex<Vec<(u32, Gprs)>>>;
 
-/// An emulator in each layout with the FIFO at 0x300 to 0x303, and what the FIFO was given.
+/// An emulator in each layout, and one without machine code, with the FIFO at 0x300 to 0x303, and what the FIFO was given.
 fn emulators(refuse_after: usize) -> impl Iterator<Item = (IoEmulator, Taken)> {
-    StubLayout::ALL.iter().copied().map(move |layout| {
+    StubLayout::ALL.iter().copied().map(Some).chain([None]).map(move |layout| {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let mut bus = SoftwareBus::new();
         bus.attach(0x300..=0x303, Fifo { next: 0, taken: taken.clone(), refuse_after }).unwrap();
         let mut ports = PortSet::none();
         ports.allow(0x300..=0x310);
-        (IoEmulator::builder().layout(layout).ports(ports).bus(bus).build().unwrap(), taken)
+        let builder = IoEmulator::builder().ports(ports).bus(bus);
+        let builder = match layout {
+            Some(layout) => builder.layout(layout),
+            None => builder.direct(),
+        };
+        (builder.build().unwrap(), taken)
     })
 }
 
 /// Registers that are all different; DX is the FIFO's port.
 fn registers(rcx: u64) -> Gprs {
     let words = std::array::from_fn(|i| 0x0123_4567_89ab_cdef_u64.rotate_left(4 * i as u32));
-    Gprs { rcx, rdx: 0xffff_0000_0000_0300, rflags: 0, ..Gprs::from_words(words) }
+    Gprs { rcx, rdx: 0xffff_0000_0000_0300, rflags: 0xabcd_0000_0000_0a95, ..Gprs::from_words(words) }
 }
 
 fn forms(direction: Direction) -> impl Iterator<Item = (IoInsn, bool, bool)> {
@@ -74,7 +80,7 @@ fn written(value: u64, addr32: bool) -> u64 {
 #[test]
 fn ins_fills_memory_and_moves_its_registers_alone() {
     for (insn, rep, addr32) in forms(Direction::In) {
-        for (mut emulator, _) in emulators(usize::MAX) {
+        for (mut emulator, taken) in emulators(usize::MAX) {
             let before = registers(if addr32 { 0xdead_beef_0000_0003 } else { 3 });
             let (mut gprs, mut memory) = (before, [0xaa; 16]);
             let width = usize::from(insn.width.bytes());
@@ -85,11 +91,11 @@ fn ins_fills_memory_and_moves_its_registers_alone() {
             let after = Gprs {
                 rcx: if rep { 0 } else { before.rcx },
                 rdi: written(before.rdi.wrapping_add(len as u64), addr32),
-                rflags: gprs.rflags,
                 ..before
             };
             assert_eq!(gprs, after, "{insn}");
-            assert_eq!(gprs.rflags & Gprs::STATUS_FLAGS, Gprs::FLAGS_AT_IO, "{insn}");
+            let seen = taken.lock().unwrap()[0].1;
+            assert_eq!(seen, before, "{insn}: all registers are the guest's, RSI and RDI too");
         }
     }
 }
@@ -110,16 +116,10 @@ fn outs_reads_memory_with_the_guest_in_view() {
                 .map(|element| element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
                 .collect();
             assert_eq!(taken.iter().map(|taken| taken.0).collect::<Vec<_>>(), expected, "{insn}");
-            let seen = taken[0].1;
-            assert_eq!(
-                seen,
-                Gprs { rsi: seen.rsi, rflags: seen.rflags, ..before },
-                "{insn}: all but RSI is the guest's"
-            );
+            assert_eq!(taken[0].1, before, "{insn}: all registers are the guest's, RSI and RDI too");
             let after = Gprs {
                 rcx: if rep { 0 } else { before.rcx },
                 rsi: written(before.rsi.wrapping_add(len as u64), addr32),
-                rflags: gprs.rflags,
                 ..before
             };
             assert_eq!(gprs, after, "{insn}");
@@ -139,7 +139,7 @@ fn a_count_of_zero_changes_nothing() {
                     _ => emulator.write_string(insn, &mut gprs, &[]),
                 };
                 assert_eq!(done.unwrap(), 0, "{insn}");
-                assert_eq!(gprs, Gprs { rflags: gprs.rflags, ..before }, "{insn}");
+                assert_eq!(gprs, before, "{insn}");
                 assert!(taken.lock().unwrap().is_empty());
             }
         }
@@ -152,12 +152,65 @@ fn an_access_that_ends_early_says_how_far_it_got() {
         let before = registers(5);
         let (mut gprs, mut memory) = (before, [0; 20]);
         let error = emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut memory).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "IN of 2 bytes from port 0x0300: the device refused the access: the FIFO is stuck"
-        );
+        assert!(matches!(error, Error::Device { access, .. } if access.port == 0x300 && access.width == Width::Word));
         assert_eq!(gprs, Gprs { rcx: 3, rdi: before.rdi + 4, ..before });
         assert_eq!(memory[..6], [1, 1, 2, 2, 0, 0]);
+    }
+    for (mut emulator, taken) in emulators(2) {
+        let before = registers(5);
+        let mut gprs = before;
+        let memory: Vec<u8> = (0..20).collect();
+        let error = emulator.write_string(IoInsn::rep_outs(Width::Dword), &mut gprs, &memory).unwrap_err();
+        assert!(matches!(error, Error::Device { access, .. } if access.port == 0x300 && access.width == Width::Dword));
+        assert_eq!(gprs, Gprs { rcx: 3, rsi: before.rsi + 8, ..before });
+        let taken: Vec<u32> = taken.lock().unwrap().iter().map(|taken| taken.0).collect();
+        assert_eq!(taken, [0x0302_0100, 0x0706_0504]);
+    }
+    // At the first element: nothing has moved.
+    for (mut emulator, _) in emulators(0) {
+        let before = registers(0xffff_0000_0000_0002);
+        for bits in [AddressSize::Bits32, AddressSize::Bits64] {
+            let operand = PortOperand::String { rep: false, address: bits, segment: ioemul::Segment::Ds };
+            let mut gprs = before;
+            let insn = IoInsn { operand, ..IoInsn::outs(Width::Word) };
+            emulator.write_string(insn, &mut gprs, &[0; 4]).unwrap_err();
+            assert_eq!(gprs, before);
+        }
+    }
+}
+
+/// RCX, RSI and RDI are the instruction's own where it moves them, whatever a device writes there; all else is the
+/// device's.
+#[test]
+fn a_device_has_the_other_registers_in_its_hands() {
+    struct All;
+    impl PortDevice for All {
+        fn try_read_string(&mut self, _: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+            data.fill(7);
+            *gprs = Gprs::from_words([0x77; 16]);
+            Ok(())
+        }
+        fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+            self.try_read_string(access, &mut data.to_vec(), gprs)
+        }
+    }
+    for layout in StubLayout::ALL.iter().copied().map(Some).chain([None]) {
+        let mut bus = SoftwareBus::new();
+        bus.attach(0x300..=0x30f, All).unwrap();
+        let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
+        let builder = if let Some(layout) = layout { builder.layout(layout) } else { builder.direct() };
+        let mut emulator = builder.build().unwrap();
+        let before = registers(4);
+        let left = Gprs {
+            rflags: before.rflags & !Gprs::STATUS_FLAGS | 0x77 & Gprs::STATUS_FLAGS,
+            ..Gprs::from_words([0x77; 16])
+        };
+        let mut gprs = before;
+        emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut [0; 8]).unwrap();
+        assert_eq!(gprs, Gprs { rcx: 0, rdi: before.rdi + 8, ..left }, "{layout:?}");
+        let mut gprs = before;
+        emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &[0; 8]).unwrap();
+        assert_eq!(gprs, Gprs { rcx: 0, rsi: before.rsi + 8, ..left }, "{layout:?}");
     }
 }
 
@@ -190,10 +243,7 @@ fn a_guests_addresses_are_never_followed() {
         assert!(matches!(error, Error::StringForm { insn: refused } if refused == insn));
     }
     let error = emulator.emulate(&[0xf3, 0x6c], &mut gprs).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "`rep insb` moves data between a port and memory: `read_string` runs INS, `write_string` OUTS, `execute` neither"
-    );
+    assert!(matches!(error, Error::StringForm { .. }), "{error}");
     assert!(emulator.write_string(IoInsn::rep_ins(Width::Byte), &mut gprs, &[0]).is_err());
     assert!(emulator.read_string(IoInsn::in_dx(Width::Byte), &mut gprs, &mut [0]).is_err());
     assert_eq!(gprs, before);
@@ -270,20 +320,18 @@ fn call_with_df(stub: *const u8, gprs: &mut Gprs, direction: u64) -> (u64, u64) 
     (result, flags)
 }
 
-/// A caller that has DF set, against the psABI, has it set afterwards; the instruction runs with DF clear (the CLD is in
-/// the stub, between the two PUSHFQ).
+/// A caller that has DF set, against the psABI, has it set afterwards; and the guest's, in the register file, is nobody's
+/// business.
 #[test]
 fn the_direction_flag_is_the_callers() {
-    for layout in StubLayout::ALL.iter().copied() {
+    for &layout in StubLayout::ALL {
         let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         for insn in IoInsn::strings() {
-            let stub = table.stub(insn);
-            let io = [0x9c, 0xfc, 0x0f, 0x1f, 0x40, 0x00, 0x9c]; // pushfq; cld; nop; pushfq
-            assert!(stub.code().windows(io.len()).any(|window| window == io), "{:02x?}", stub.code());
-            for direction in [0, DF] {
-                let mut gprs = registers(1);
-                let (result, flags) = call_with_df(stub.code().as_ptr(), &mut gprs, direction);
-                assert_eq!((result, flags & DF, gprs.rflags & DF), (0, direction, direction), "{layout:?} {insn}");
+            for (direction, guests) in [(0, 0), (0, DF), (DF, 0), (DF, DF)] {
+                let before = Gprs { rflags: guests, ..registers(1) };
+                let mut gprs = before;
+                let (result, flags) = call_with_df(table.stub(insn).code().as_ptr(), &mut gprs, direction);
+                assert_eq!((result, flags & DF, gprs), (0, direction, before), "{layout:?} {insn}");
             }
         }
     }
@@ -292,14 +340,14 @@ fn the_direction_flag_is_the_callers() {
 /// A fault is no exception to that.
 #[test]
 fn the_direction_flag_is_the_callers_after_a_fault() {
-    for layout in StubLayout::ALL.iter().copied() {
+    for &layout in StubLayout::ALL {
         let table = StubTable::new(layout).unwrap();
         for insn in IoInsn::strings() {
             for direction in [0, DF] {
                 let before = registers(1);
                 let mut gprs = before;
                 let (result, flags) = call_with_df(table.stub(insn).code().as_ptr(), &mut gprs, direction);
-                assert_eq!((result as u8, flags & DF, gprs), (13, direction, before), "{layout:?} {insn}");
+                assert_eq!((result, flags & DF, gprs), (1, direction, before), "{layout:?} {insn}");
             }
         }
     }

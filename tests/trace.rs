@@ -5,7 +5,7 @@ use std::io;
 
 use ioemul::devices::Latch;
 use ioemul::trace::{Record, RecordedError, Trace, TraceError, TraceProblem, TraceWriter};
-use ioemul::{Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, Width};
+use ioemul::{DeviceError, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
 use proptest::prelude::*;
 
 const FILE: &str = r#"{"ioemul-trace":1}
@@ -156,7 +156,7 @@ fn emulator(disk: Disk) -> IoEmulator<TraceWriter<Disk>> {
 
 #[test]
 fn a_full_disk_ends_the_recording_and_not_the_emulator() {
-    let mut emulator = emulator(Disk { room: 200 });
+    let mut emulator = emulator(Disk { room: 100 });
     for _ in 0..10 {
         emulator.execute(IoInsn::in_imm8(Width::Byte, 0xe0), &mut Gprs::default()).unwrap();
     }
@@ -184,6 +184,45 @@ fn a_writer_and_a_trace_write_the_same() {
     steps(&mut |insn, gprs| both.execute(insn, gprs).unwrap());
     let (trace, writer) = both.into_events();
     assert_eq!(String::from_utf8(writer.finish().unwrap()).unwrap(), written(&trace));
+}
+
+/// What ends in an error is written like all else: a refusal, one in the middle of a string, a fault.
+#[test]
+fn a_writer_writes_errors_as_a_trace_does() {
+    struct Broken(usize, IoFault);
+    impl PortDevice for Broken {
+        fn try_access(&mut self, access: PortAccess, _: u32, _: &mut Gprs) -> Result<u32, DeviceError> {
+            self.0 += 1;
+            match (self.0, access.port) {
+                (4, _) => Err("no more".into()),
+                (_, 0x11) => Err(self.1.into()),
+                (_, 0x12) => Err("never".into()),
+                _ => Ok(0xa5),
+            }
+        }
+    }
+    let documented = read(FILE).unwrap();
+    let Some(RecordedError::Fault(fault)) = documented.records()[2].error else { panic!("the third is a fault") };
+    let mut bus = SoftwareBus::new();
+    bus.attach(0x10..=0x12, Broken(0, fault)).unwrap();
+    let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
+    let mut both = builder.events((Trace::new(), TraceWriter::new(Vec::new()).unwrap())).build().unwrap();
+    let mut gprs = Gprs { rcx: 5, rdx: 0x10, rdi: 0x1000, ..Gprs::default() };
+    both.execute(IoInsn::in_imm8(Width::Byte, 0x11), &mut gprs).unwrap_err();
+    both.execute(IoInsn::out_imm8(Width::Byte, 0x12), &mut gprs).unwrap_err();
+    both.read_string(IoInsn::rep_ins(Width::Byte), &mut gprs, &mut [0; 5]).unwrap_err();
+    let (trace, writer) = both.into_events();
+    assert_eq!(writer.records(), 3);
+    let file = String::from_utf8(writer.finish().unwrap()).unwrap();
+    assert_eq!(file, written(&trace));
+    let expected = r#"{"ioemul-trace":1}
+{"insn":"in al, 0x11","before":{"rcx":"0x5","rdx":"0x10","rdi":"0x1000"},"fault":{"vector":13,"error_code":0,"address":"0x0"}}
+{"insn":"out 0x12, al","before":{"rcx":"0x5","rdx":"0x10","rdi":"0x1000"},"refused":"never"}
+{"insn":"rep insb","before":{"rcx":"0x5","rdx":"0x10","rdi":"0x1000"},"after":{"rcx":"0x4","rdi":"0x1001"},"data":"a5","refused":"no more"}
+{"records":3}
+"#;
+    assert_eq!(file, expected);
+    assert_eq!(read(&file).unwrap(), trace);
 }
 
 fn any_record() -> impl Strategy<Value = Record> {

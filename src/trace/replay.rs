@@ -23,7 +23,8 @@ impl Replay {
     /// refuses any other: [`Error::Device`](crate::Error::Device), its source a [`ReplayError`] that shows what was
     /// expected and what came. The access that was expected can still be made afterwards.
     ///
-    /// RFLAGS is not compared, being output only; nor is the address in RSI or RDI of a string instruction.
+    /// Of RFLAGS, the status flags are compared, which an access has in view, and no other bit. What says where the data of
+    /// a string instruction is, RSI or RDI, is not compared: its data is.
     pub fn strict(self) -> (SoftwareBus, Progress) {
         self.bus(false)
     }
@@ -312,15 +313,16 @@ impl Got<'_> {
         }
     }
 
-    /// Compares everything. A string instruction's own registers hold addresses of this process.
+    /// Compares everything that the access has in view, but where the data of a string instruction is.
     fn check(&self, number: usize, record: &Record, gprs: &Gprs) -> Result<(), ReplayError> {
         let own: &[&str] = match (self.string, self.access.direction) {
-            (None, _) => &["rflags"],
-            (Some(_), Direction::In) => &["rflags", "rcx", "rdi"],
-            (Some(_), Direction::Out) => &["rflags", "rcx", "rsi"],
+            (None, _) => &[],
+            (Some(_), Direction::In) => &["rcx", "rdi"],
+            (Some(_), Direction::Out) => &["rcx", "rsi"],
         };
-        let registers: Vec<_> =
-            record.before.differences(gprs).filter(|(register, ..)| !own.contains(register)).collect();
+        let in_view = |gprs: &Gprs| Gprs { rflags: gprs.rflags & Gprs::STATUS_FLAGS, ..*gprs };
+        let differences = in_view(&record.before).differences(&in_view(gprs));
+        let registers: Vec<_> = differences.filter(|(register, ..)| !own.contains(register)).collect();
         let writes_as = self.writes_as(record);
         if self.is_access_of(record) && writes_as && registers.is_empty() {
             return Ok(());
