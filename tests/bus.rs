@@ -273,12 +273,8 @@ fn a_device_that_fails_leaves_the_registers_and_the_bus_as_they_were() {
             let mut gprs = given;
             *outcome.lock().unwrap() = Outcome::Refuse;
             let error = emulator.execute(insn, &mut gprs).unwrap_err();
-            let access = match (insn.direction, insn.width) {
-                (Direction::Out, _) => "OUT of 1 byte to",
-                (_, Width::Byte) => "IN of 1 byte from",
-                _ => "IN of 4 bytes from",
-            };
-            assert_eq!(error.to_string(), format!("{access} port 0x0cd4: the device refused the access: not today"));
+            let Error::Device { access, source } = error else { panic!("{error}") };
+            assert_eq!((access, source.to_string()), (at_cd4(insn), "not today".into()));
             assert_eq!(gprs, given, "{layout:?} {insn}");
 
             *outcome.lock().unwrap() = Outcome::Panic;
@@ -290,6 +286,11 @@ fn a_device_that_fails_leaves_the_registers_and_the_bus_as_they_were() {
             assert_eq!(gprs.r15, Rng(7).gprs().r15, "the bus works on");
         }
     }
+}
+
+/// What an instruction through DX asks of port 0xCD4.
+fn at_cd4(insn: IoInsn) -> PortAccess {
+    access(0xcd4, insn.width, insn)
 }
 
 /// A local variable of a device model is where the psABI says: the stub's stack is aligned for it, whatever the payload

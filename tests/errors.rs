@@ -1,4 +1,5 @@
-//! What each error says, word for word: produced where it can be, made up where only a broken system would.
+//! What each error says, word for word, and here alone: produced where it can be, made up where only a broken system
+//! would.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
 mod common;
@@ -7,13 +8,14 @@ use std::error::Error as _;
 use std::io;
 
 use dynasm::dynasm;
+use ioemul::trace::{Record, Trace};
 use ioemul::{
-    CodeSink, DeviceError, Direction, EmitError, Error, Gprs, Helpers, IoEmulator, IoInsn, Payload, PortAccess,
-    PortDevice, PortSet, Quirk, QuirkTable, Ring, SlotOptions, SoftwareBus, StubLayout, StubTable, Width, emit_stub,
-    emit_stub_with,
+    BuildError, CodeSink, CodeTable, DecodeError, DeviceError, Direction, EmitError, EmitOptions, Error, Faulted, Gprs,
+    Helpers, IoEmulator, IoInsn, ParseInsnError, Payload, PortAccess, PortDevice, PortPermissions, PortSet, Quirk,
+    QuirkTable, RegisterFile, SoftwareBus, StubTable, Trigger, Width, emit_stub,
 };
 
-const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
+const OUT: IoInsn = IoInsn::out_imm8(Width::Byte, 0x80);
 
 fn emulator(ports: &str) -> IoEmulator {
     IoEmulator::builder().ports(ports.parse::<PortSet>().unwrap()).bus(SoftwareBus::new()).build().unwrap()
@@ -36,6 +38,12 @@ fn bytes_that_are_not_port_io() {
         assert_eq!(error.to_string(), format!("not a port-I/O instruction: {message}"));
         assert_eq!(error.source().unwrap().to_string(), message);
     }
+    assert!(matches!(Error::from(DecodeError::TooLong), Error::Decode(DecodeError::TooLong)));
+    assert_eq!("hlt".parse::<IoInsn>(), Err(ParseInsnError));
+    assert_eq!(
+        ParseInsnError.to_string(),
+        "not a port-I/O instruction as in `in al, dx`, `out 0x80, eax` or `rep insb`"
+    );
 }
 
 #[test]
@@ -49,6 +57,68 @@ fn accesses_that_are_not_permitted() {
         let error = emulator.execute(insn, &mut Gprs::default()).unwrap_err();
         let reason = "is not permitted: the emulator's port set does not cover all of it";
         assert_eq!(error.to_string(), format!("{message} {reason}"));
+    }
+}
+
+/// A quirk may touch what the emulator may, and no more, in each direction; the message names the quirk and what is missing.
+#[test]
+fn a_quirk_that_is_not_permitted() {
+    let port = |port: u16| PortSet::from(port..=port);
+    let both = port(0xb2) | port(0x84);
+    let rows: [(Quirk, u64, PortPermissions, &str); 5] = [
+        (
+            Quirk::PROLIANT,
+            0x80,
+            PortPermissions { read: PortSet::none(), write: port(0xcd4) },
+            "IN of 1 byte from port 0x0cd4 is not permitted, and the quirk \"HP ProLiant SMM port\", which stands for \
+             the instruction, makes it: permit it, or build the emulator without the quirk",
+        ),
+        (
+            Quirk::DELL_SMM,
+            0xa3,
+            PortPermissions { read: both, write: port(0xb2) },
+            "OUT of 1 byte to port 0x0084 is not permitted, and the quirk \"Dell SMM\", which stands for the \
+             instruction, makes it: permit it, or build the emulator without the quirk",
+        ),
+        (
+            Quirk::THINKPAD_SMAPI,
+            0x5380,
+            PortPermissions::from(port(0xb2)),
+            "OUT of 1 byte to port 0x004f is not permitted, and the quirk \"ThinkPad SMAPI\", which stands for the \
+             instruction, makes it: permit it, or build the emulator without the quirk",
+        ),
+        (
+            Quirk::READ_BACK,
+            0,
+            PortPermissions { read: port(0xb3), write: port(0xb2) },
+            "IN of 1 byte from port 0x00b2 is not permitted, and the quirk \"read-back\", which stands for the \
+             instruction, makes it: permit it, or build the emulator without the quirk",
+        ),
+        // The instruction itself comes first.
+        (
+            Quirk::READ_BACK,
+            0,
+            PortPermissions { read: port(0xb2), write: PortSet::none() },
+            "OUT of 1 byte to port 0x00b2 is not permitted: the emulator's port set does not cover all of it",
+        ),
+    ];
+    struct Untouched;
+    impl PortDevice for Untouched {
+        fn try_access(&mut self, access: PortAccess, _: u32, _: &mut Gprs) -> Result<u32, DeviceError> {
+            panic!("{access}");
+        }
+    }
+    for (quirk, rax, ports, message) in rows {
+        for direct in [false, true] {
+            let mut bus = SoftwareBus::new();
+            bus.attach(0..=0xffff, Untouched).unwrap();
+            let builder = IoEmulator::builder().ports(ports.clone()).bus(bus).quirks(QuirkTable::from_iter([quirk]));
+            let mut emulator = if direct { builder.direct() } else { builder }.build().unwrap();
+            let given = Gprs { rax, rdx: quirk.trigger().port.into(), rbx: 7, ..Gprs::default() };
+            let mut gprs = given;
+            let error = emulator.execute(IoInsn::out_dx(Width::Byte), &mut gprs).unwrap_err();
+            assert_eq!((error.to_string(), gprs), (message.into(), given));
+        }
     }
 }
 
@@ -74,10 +144,6 @@ fn string_forms() {
 struct Refuses;
 
 impl PortDevice for Refuses {
-    fn port_in(&mut self, _: PortAccess, _: &mut Gprs) -> u32 {
-        0
-    }
-    fn port_out(&mut self, _: PortAccess, _: u32, _: &mut Gprs) {}
     fn try_access(&mut self, access: PortAccess, _: u32, _: &mut Gprs) -> Result<u32, DeviceError> {
         assert_eq!(access.direction, Direction::In);
         Err(io::Error::other("no medium").into())
@@ -102,92 +168,155 @@ fn the_bus() {
     assert_eq!(error.source().unwrap().to_string(), "no medium");
     assert_eq!(
         IoEmulator::builder().build().unwrap_err().to_string(),
-        "the emulator has no backend: give it a software bus (`.bus()`) or the hardware (`unsafe .native()`)"
+        "the emulator has no backend: give it a software bus (`.bus()`) or the hardware (`unsafe .native(ports)`)"
     );
 }
 
-fn fault(payload: fn(&mut Payload<'_>, Ring)) -> String {
+#[test]
+fn emulators_that_cannot_be() {
+    let ports = |set: &str| set.parse::<PortSet>().unwrap();
+    // SAFETY: nothing is built.
+    let builder = unsafe { IoEmulator::builder().native(ports("0x80-0x8f")) };
+    let error = builder.ports(ports("0x70-0x71,0x85-0x90")).bus(SoftwareBus::new()).build().unwrap_err();
+    assert!(matches!(error, BuildError::PortsInBoth { port: 0x85 }));
+    assert_eq!(
+        error.to_string(),
+        "port 0x0085 is permitted on the bus and on the hardware: an access would have two places to go, name it once"
+    );
+    // SAFETY: never executed.
+    let code = unsafe { Quirk::new("frobnicate", Trigger::out(Width::Byte, 0x80), |_| ()) };
+    let builder = IoEmulator::builder().quirks(QuirkTable::from_iter([Quirk::DELL_SMM, code]));
+    assert_eq!(
+        builder.bus(SoftwareBus::new()).direct().build().unwrap_err().to_string(),
+        "the quirk \"frobnicate\" is machine code, and a direct bus runs none: describe it as steps, or leave \
+         `.direct()` out"
+    );
+}
+
+fn fault(payload: fn(&mut Payload<'_>)) -> String {
     // SAFETY: the payloads fault before they do anything else.
-    let quirk = unsafe { Quirk::new("test", |_, _| true, payload) };
-    let mut quirks = QuirkTable::none();
-    quirks.push(quirk);
-    let table = StubTable::builder().quirks(quirks).build().unwrap();
+    let quirk = unsafe { Quirk::new("test", Trigger::out(Width::Byte, 0x80), payload) };
+    let table = StubTable::builder().quirks(QuirkTable::from_iter([quirk])).build().unwrap();
     let mut gprs = Gprs { rbx: 0xabc, rbp: 1 << 62, ..Gprs::default() };
     // SAFETY: the process has no privilege for any port.
     let fault = unsafe { table.resolve(OUT, &gprs).run(&mut gprs) }.unwrap_err();
     fault.to_string()
 }
 
+const NO_PRIVILEGE: &str = "the CPU refused the port access with #GP (error code 0x0): this thread has no I/O privilege \
+                            for the port (ioperm or iopl grant it), or the kernel cannot give any";
+
 #[test]
 fn faults() {
-    assert_eq!(
-        fault(|payload, _| payload.io(OUT)),
-        "the CPU refused the port access with #GP (error code 0x0): this thread has no I/O privilege for the port \
-         (ioperm or iopl grant it), or the kernel cannot give any"
-    );
+    assert_eq!(fault(|payload| payload.io(OUT)), NO_PRIVILEGE);
     // Error code 4: a read in user mode, of a page that is not there.
     assert_eq!(
-        fault(|payload, _| dynasm!(payload ; .arch x64 ; mov rax, [rbx])),
+        fault(|payload| dynasm!(payload ; .arch x64 ; mov rax, [rbx])),
         "page fault at 0xabc (error code 0x4) during the port access"
     );
     assert_eq!(
-        fault(|payload, _| dynasm!(payload ; .arch x64 ; mov rax, [rbp + 0])),
+        fault(|payload| dynasm!(payload ; .arch x64 ; mov rax, [rbp + 0])),
         "exception 12 (error code 0x0) in the I/O sequence of the stub"
+    );
+    // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
+    let mut emulator = unsafe { IoEmulator::builder().native(PortSet::from(0x80..=0x80)) }.build().unwrap();
+    let error = emulator.execute(OUT, &mut Gprs::default()).unwrap_err();
+    assert_eq!(error.to_string(), format!("OUT of 1 byte to port 0x0080: {NO_PRIVILEGE}"));
+}
+
+#[test]
+fn calls_of_a_table() {
+    assert_eq!(Faulted::AtAccess.to_string(), "the CPU refused the access");
+    assert_eq!(
+        Faulted::StringForm { insn: IoInsn::rep_ins(Width::Byte) }.to_string(),
+        "`rep insb` follows a guest's pointers: bound and translate them, and ask for `string_entry`"
+    );
+    assert_eq!(
+        Faulted::OtherRegisterFile.to_string(),
+        "the table is for another register file than `Gprs`: call its entries with one of those"
     );
 }
 
-fn emit(payload: fn(&mut Payload<'_>, Ring)) -> EmitError {
+fn emit(payload: fn(&mut Payload<'_>)) -> EmitError {
     // SAFETY: never executed.
-    let quirk = unsafe { Quirk::new("frobnicate", |_, _| true, payload) };
-    let options = SlotOptions { quirk: Some(quirk), ..SlotOptions::default() };
-    let helpers = Helpers::emit(&mut [0; 256], 0x1000, StubLayout::CallRet).unwrap();
-    emit_stub_with(&mut [0; 64], 0x2000, OUT, &helpers, &options).unwrap_err()
+    let quirks = [unsafe { Quirk::new("frobnicate", Trigger::out(Width::Byte, 0x80), payload) }];
+    let options = EmitOptions::new().quirks(&quirks);
+    CodeTable::emit(&mut vec![0; CodeTable::size(&options)], 0x2000, &options).unwrap_err()
 }
 
 #[test]
 fn slots() {
-    let helpers = Helpers::emit(&mut [0; 256], 0x10_0000_0000, StubLayout::CallRet).unwrap();
+    let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], 0x10_0000_0000, &EmitOptions::new()).unwrap();
     for (len, va, message) in [
-        (35, 0x10_0000_1000, "the code needs 36 bytes and the slot has 35"),
+        (35, 0x10_0000_1000, "the code needs 36 bytes and the memory for it has 35"),
         (
             36,
             0x20_0000_1000,
-            "the displacement -0x1000001010 to a helper or thunk does not fit the signed 32 bits of a near branch",
+            "the displacement -0x1000001010 to a helper or thunk does not fit the signed 32 bits of a near branch: \
+             place the code within 2 GiB of it",
         ),
-        (36, 0, "the displacement 0xffffffff0 to a helper or thunk does not fit the signed 32 bits of a near branch"),
+        (
+            36,
+            0,
+            "the displacement 0xffffffff0 to a helper or thunk does not fit the signed 32 bits of a near branch: \
+             place the code within 2 GiB of it",
+        ),
     ] {
-        let error = emit_stub(&mut vec![0; len], va, OUT, &helpers).unwrap_err();
+        let error = emit_stub(&mut vec![0; len], va, IoInsn::out_dx(Width::Byte), &helpers).unwrap_err();
         assert_eq!(error.to_string(), message);
-        assert_eq!(Error::from(error).to_string(), message);
+        assert_eq!(BuildError::from(error).to_string(), message);
     }
-    let at_0 = Helpers::emit(&mut [0; 256], 0, StubLayout::CallRet).unwrap();
+    let at_0 = Helpers::emit(&mut [0; Helpers::MAX_LEN], 0, &EmitOptions::new()).unwrap();
     assert_eq!(
         emit_stub(&mut [0; 64], u64::MAX, OUT, &at_0).unwrap_err().to_string(),
-        "code of 36 bytes at 0xffffffffffffffff runs past the end of the address space"
+        "code of 36 bytes at 0xffffffffffffffff does not lie in one piece of canonical address space"
+    );
+    let options = |options: &EmitOptions<'_>| Helpers::emit(&mut [0; Helpers::MAX_LEN], 0, options).unwrap_err();
+    let file = RegisterFile::new(*RegisterFile::GPRS.offsets().first_chunk().unwrap(), Some(7));
+    assert_eq!(
+        options(&EmitOptions::new().registers(file)).to_string(),
+        "two registers of the register file overlap: each needs 8 bytes of its own"
     );
     assert_eq!(
-        emit(|payload, _| payload.pushed(8)).to_string(),
-        "the payload of the quirk \"frobnicate\" does not balance its pushes and pops"
+        options(&EmitOptions::new().quirks(Quirk::ALL)).to_string(),
+        "7 quirks were given, and at most 4 are taken: leave out those of other machines"
     );
     assert_eq!(
-        emit(|payload, _| dynasm!(payload ; .arch x64 ; jmp >ready)).to_string(),
+        emit(|payload| payload.pushed(8)).to_string(),
+        "the payload of the quirk \"frobnicate\" does not balance its pushes and pops, which are of whole words of 8 \
+         bytes"
+    );
+    assert_eq!(
+        emit(|payload| (0..9).for_each(|port| payload.io(IoInsn::in_imm8(Width::Byte, port)))).to_string(),
+        "the payload of the quirk \"frobnicate\" makes more than 8 accesses"
+    );
+    assert_eq!(
+        emit(|payload| payload.io(IoInsn::ins(Width::Byte))).to_string(),
+        "the payload of the quirk \"frobnicate\" has INS or OUTS in it, whose pointers are a guest's"
+    );
+    assert_eq!(
+        emit(|payload| dynasm!(payload ; .arch x64 ; jmp >ready)).to_string(),
         "the label \"ready\" is undefined, too far away, or one too many"
     );
 }
 
+/// In a table of this process the same is refused, in the same words; of labels it is the assembler that speaks.
 #[test]
 fn tables() {
-    // SAFETY: never executed.
-    let build = |payload: fn(&mut Payload<'_>, Ring)| unsafe {
-        let mut quirks = QuirkTable::none();
-        quirks.push(Quirk::new("frobnicate", |_, _| true, payload));
-        StubTable::builder().quirks(quirks).build().unwrap_err()
+    let build = |payload: fn(&mut Payload<'_>)| {
+        // SAFETY: never executed.
+        let quirk = unsafe { Quirk::new("frobnicate", Trigger::out(Width::Byte, 0x80), payload) };
+        StubTable::builder().quirks(QuirkTable::from_iter([quirk])).build().unwrap_err()
     };
-    assert_eq!(
-        build(|payload, _| payload.popped(8)).to_string(),
-        "the payload of the quirk \"frobnicate\" does not balance its pushes and pops"
-    );
-    let error = build(|payload, _| dynasm!(payload ; .arch x64 ; jmp >nowhere));
+    let payloads: [fn(&mut Payload<'_>); 3] = [
+        |payload| payload.popped(8),
+        |payload| (0..9).for_each(|port| payload.io(IoInsn::in_imm8(Width::Byte, port))),
+        |payload| payload.io(IoInsn::ins(Width::Byte)),
+    ];
+    for payload in payloads {
+        assert_eq!(build(payload).to_string(), emit(payload).to_string());
+    }
+    let error = build(|payload| dynasm!(payload ; .arch x64 ; jmp >nowhere));
     assert_eq!(error.to_string(), "the stubs do not assemble: Unknown label: 'label nowhere'");
 }
 
@@ -196,22 +325,120 @@ fn systems_that_are_not_as_they_should_be() {
     let denied = || io::Error::from_raw_os_error(libc::EACCES);
     for (error, message) in [
         (
-            Error::ShadowStack,
+            BuildError::ShadowStack,
             "the Rop layout hijacks a return address, and this process runs with a user shadow stack, which would \
              kill it",
         ),
-        (Error::Memory(denied()), "no executable memory for the stubs: Permission denied (os error 13)"),
+        (BuildError::Memory(denied()), "no executable memory for the stubs: Permission denied (os error 13)"),
         (
-            Error::Query(region::Error::UnmappedRegion),
+            BuildError::Query { why: "Queried memory is unmapped".into() },
             "the protection of the stubs' memory cannot be verified: Queried memory is unmapped",
         ),
+        (BuildError::Protection { found: "rw-".into() }, "the stubs' memory is rw- where r-x was asked for"),
         (
-            Error::Protection { found: region::Protection::READ_WRITE },
-            "the stubs' memory is rw- where r-x was asked for",
+            BuildError::SignalHandler(denied()),
+            "the fault handler could not be installed: Permission denied (os error 13)",
         ),
-        (Error::SignalHandler(denied()), "the fault handler could not be installed: Permission denied (os error 13)"),
-        (Error::Dmi(denied()), "the machine's DMI strings cannot be read: Permission denied (os error 13)"),
+        (BuildError::Dmi(denied()), "the machine's DMI strings cannot be read: Permission denied (os error 13)"),
     ] {
         assert_eq!(error.to_string(), message);
+    }
+}
+
+#[test]
+fn replay() {
+    let record = |insn: &str, gprs: Gprs| Record {
+        insn: insn.parse().unwrap(),
+        before: gprs,
+        after: gprs,
+        data: vec![],
+        error: None,
+    };
+    let call = Gprs { rax: 0x85, rdx: 0x64, rbx: 7, ..Gprs::default() };
+    let string = Gprs { rdx: 0x60, rcx: 2, ..Gprs::default() };
+    let records = [
+        record("out dx, al", call),
+        Record { data: vec![1, 2], ..record("rep outsb", string) },
+        Record { after: Gprs { rax: 1 << 40, ..call }, ..record("in eax, dx", call) },
+    ];
+    let (bus, progress) = Trace::from_iter(records).replay().strict();
+    let mut emulator = IoEmulator::builder().ports(PortSet::from(0x60..=0x7f)).bus(bus).build().unwrap();
+
+    let mut other = Gprs { rbx: 8, ..call };
+    let error = emulator.execute(IoInsn::out_dx(Width::Byte), &mut other).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "OUT of 1 byte to port 0x0064: the device refused the access: access 1 of the trace was expected, and \
+         another one came\n  \
+         expected: OUT of 1 byte to port 0x0064 (`out dx, al`), rbx = 0x7\n       \
+         got: OUT of 1 byte to port 0x0064, rbx = 0x8"
+    );
+    let error = emulator.execute(IoInsn::in_imm8(Width::Word, 0x60), &mut call.clone()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "IN of 2 bytes from port 0x0060: the device refused the access: access 1 of the trace was expected, and \
+         another one came\n  \
+         expected: OUT of 1 byte to port 0x0064 (`out dx, al`)\n       \
+         got: IN of 2 bytes from port 0x0060"
+    );
+    emulator.execute(IoInsn::out_dx(Width::Byte), &mut call.clone()).unwrap();
+    let error = emulator.write_string(IoInsn::rep_outs(Width::Byte), &mut string.clone(), &[1, 3]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "OUT of 1 byte to port 0x0060: the device refused the access: access 2 of the trace was expected, and \
+         another one came\n  \
+         expected: OUTS of 2 bytes, 1 at a time, to port 0x0060 (`rep outsb`), byte 1 = 0x02\n       \
+         got: OUTS of 2 bytes, 1 at a time, to port 0x0060, byte 1 = 0x03"
+    );
+    assert_eq!(
+        progress.finish().unwrap_err().to_string(),
+        "1 of 3 recorded accesses were replayed; access 2 never came\n  \
+         expected: OUTS of 2 bytes, 1 at a time, to port 0x0060 (`rep outsb`)"
+    );
+    emulator.write_string(IoInsn::rep_outs(Width::Byte), &mut string.clone(), &[1, 2]).unwrap();
+    let error = emulator.execute(IoInsn::in_dx(Width::Dword), &mut call.clone()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "IN of 4 bytes from port 0x0064: the device refused the access: access 3 of the trace cannot be replayed: \
+         an IN of 4 bytes left RAX at \
+         0x10000000000"
+    );
+
+    let (bus, _) = Trace::new().replay().strict();
+    let mut emulator = IoEmulator::builder().ports(PortSet::from(0x60..=0x7f)).bus(bus).build().unwrap();
+    let error = emulator.execute(IoInsn::in_imm8(Width::Byte, 0x70), &mut Gprs::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "IN of 1 byte from port 0x0070: the device refused the access: the trace ends after 0 accesses, and another \
+         one came\n       \
+         got: IN of 1 byte from port 0x0070"
+    );
+}
+
+#[test]
+fn privilege() {
+    use ioemul::{CpuAffinity, IoPermission, IoPrivilegeLevel, PrivilegeError, Refusal};
+
+    assert_eq!(
+        IoPermission::acquire(PortSet::none()).unwrap_err().to_string(),
+        "no ports to open: the range or set is empty"
+    );
+    assert_eq!(
+        CpuAffinity::pin(9999).unwrap_err().to_string(),
+        "this thread cannot run on CPU 9999: there is none, or it is offline or outside the cpuset"
+    );
+    // What this kernel says to ioperm and iopl differs; each answer has its words.
+    let errors =
+        [("ioperm", IoPermission::acquire(0x80..=0x80).map(drop)), ("iopl", IoPrivilegeLevel::acquire().map(drop))];
+    for (call, result) in errors {
+        match result {
+            Ok(()) => {}
+            Err(error @ PrivilegeError::Unsupported { .. }) => assert_eq!(
+                error.to_string(),
+                format!("this kernel has no {call} (ENOSYS): it was built without CONFIG_X86_IOPL_IOPERM")
+            ),
+            Err(PrivilegeError::Refused { call: refused, reason: Refusal { .. } }) => assert_eq!(refused, call),
+            Err(error) => panic!("{error}"),
+        }
     }
 }

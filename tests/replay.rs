@@ -232,7 +232,7 @@ proptest! {
         prop_assume!(insn.port(&before).checked_add(3).is_some());
         let mut words = before.to_words();
         words[index] ^= 1u64 << bit;
-        let in_view = index < 15 || Gprs::STATUS_FLAGS & 1 << bit != 0;
+        let in_view = index < 15 || Gprs::STATUS_FLAGS & 1_u64 << bit != 0_u64;
         let mut gprs = Gprs::from_words(words);
         prop_assume!(insn.port(&gprs).checked_add(3).is_some());
         let record = Record { insn, before, after: before, data: vec![], error: None };
