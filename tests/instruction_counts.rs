@@ -89,9 +89,13 @@ fn as_many_as_ever() {
     for layout in StubLayout::ALL.iter().copied() {
         let stubs = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         let stub = stubs.stub(IoInsn::out_dx(Width::Byte));
-        let mut gprs = Gprs::default();
+        let given = Gprs { rax: 1, rdi: 2, r15: 3, rflags: Gprs::STATUS_FLAGS, ..Gprs::default() };
+        let mut gprs = given;
         let trail = trail(stubs.code(), stub.code().as_ptr(), &mut gprs);
-        assert_eq!(gprs.rflags & Gprs::STATUS_FLAGS, Gprs::FLAGS_AT_IO, "{layout:?} did not come to its end");
+        assert_eq!(gprs, given, "{layout:?}");
+        // SAFETY: the last instruction that was executed within the table.
+        let last = trail.last().map(|at| unsafe { *(*at as *const u8) });
+        assert_eq!(last, Some(0xc3), "{layout:?} did not come to its end");
         let Counts { instructions, loads, stores, branches } = counts(&trail);
         let (name, bytes) = (format!("{layout:?}"), stub.code().len());
         writeln!(table, "{name:<10}{bytes:>8}{instructions:>14}{loads:>8}{stores:>8}{branches:>10}").unwrap();

@@ -137,7 +137,7 @@ fn what_the_quirks_take_and_make() {
     ];
     assert_eq!(Quirk::ALL.len(), rows.len());
     for (quirk, forms, accesses, (taken, left)) in rows {
-        assert_eq!(quirk.trigger().forms().collect::<Vec<_>>(), forms, "{}", quirk.name());
+        assert_eq!(quirk.trigger().forms().into_iter().flatten().collect::<Vec<_>>(), forms, "{}", quirk.name());
         let made: Vec<_> = quirk.accesses(OUT).map(|access| (access.insn, access.port)).collect();
         assert_eq!(made, accesses, "{}", quirk.name());
         let port = u64::from(quirk.trigger().port);
@@ -171,6 +171,43 @@ fn a_quirk_for_one_platform() {
     assert!(!is("Fabrikam", "T1", "C."));
     assert!(!is("Contoso", "T1", ""));
     assert_eq!(quirk.name(), "test");
+}
+
+/// Each of the five strings decides, and none that is not asked for.
+#[test]
+fn a_platform_by_each_string() {
+    let mut machine = DmiStrings::new("one", "two");
+    (machine.bios_version, machine.sys_vendor, machine.board_name) = ("three", "four", "five");
+    type Asked = fn(DmiMatch, &'static [&'static str]) -> DmiMatch;
+    type String = for<'m, 's> fn(&'m mut DmiStrings<'s>) -> &'m mut &'s str;
+    let strings: [(Asked, String); 5] = [
+        (DmiMatch::bios_vendor, |dmi| &mut dmi.bios_vendor),
+        (DmiMatch::bios_version, |dmi| &mut dmi.bios_version),
+        (DmiMatch::sys_vendor, |dmi| &mut dmi.sys_vendor),
+        (DmiMatch::product_name, |dmi| &mut dmi.product_name),
+        (DmiMatch::board_name, |dmi| &mut dmi.board_name),
+    ];
+    assert!(DmiMatch::new().matches(&machine) && DmiMatch::new().matches(&DmiStrings::default()));
+    for (at, (asked, _)) in strings.iter().enumerate() {
+        let platform = asked(DmiMatch::new(), &["fragment", "no such"]);
+        for (other, (_, string)) in strings.iter().enumerate() {
+            for (text, contains) in
+                [("a fragment of it", true), ("no such", true), ("Fragment", false), ("fragmen", false), ("", false)]
+            {
+                let mut dmi = machine;
+                *string(&mut dmi) = text;
+                assert_eq!(platform.matches(&dmi), at == other && contains, "{at} {other} {text:?}");
+            }
+        }
+    }
+    // All that are asked for.
+    let platform = strings.iter().fold(DmiMatch::new(), |platform, (asked, _)| asked(platform, &["x"]));
+    let mut dmi = machine;
+    for (_, string) in strings {
+        assert!(!platform.matches(&dmi));
+        *string(&mut dmi) = "xyz";
+    }
+    assert!(platform.matches(&dmi));
 }
 
 /// What the platform's quirks leave in place: the stubs of `builtin` are those of a table without quirks.
