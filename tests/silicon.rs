@@ -120,7 +120,8 @@ fn all_flags() -> impl Iterator<Item = u64> {
 #[test]
 fn flags() {
     const OTHERS: u64 = 0xfedc_ba98_7654_3000 & !Gprs::STATUS_FLAGS | 0x202;
-    let steps: &[(&str, fn(&mut Payload<'_>), fn(u64) -> u64)] = &[
+    type Step = (&'static str, fn(&mut Payload<'_>), fn(u64) -> u64);
+    let steps: &[Step] = &[
         ("nothing", |_| (), |flags| flags),
         ("stc", |payload| payload.extend(&[0xf9]), |flags| flags | CF),
         ("clc", |payload| payload.extend(&[0xf8]), |flags| flags & !CF),
