@@ -231,8 +231,8 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// ```
     /// use ioemul::{IoEmulator, PortSet, QuirkTable, SoftwareBus};
-    /// let first =
-    /// IoEmulator::builder().quirks(QuirkTable::builtin()).ports(PortSet::all()).bus(SoftwareBus::new()).build()?;
+    /// let builder = IoEmulator::builder().quirks(QuirkTable::builtin()).ports(PortSet::all());
+    /// let first = builder.bus(SoftwareBus::new()).build()?;
     /// std::thread::scope(|scope| {
     ///     for _ in 0..8 {
     ///         let mut another = first.sibling().bus(SoftwareBus::new()).build().unwrap();

@@ -154,7 +154,8 @@ impl Quirk {
 
     /// [`Self::PROLIANT`] as Xen has it, in ring 0 byte for byte (`pushf; cli; out %al,%dx; 1: in %dx,%al; test
     /// $0x80,%al; jnz 1b; popf`): the poll has no end but the firmware's. To be chosen by name, since a virtual machine
-    /// that was given its host's SMBIOS strings would hang a CPU. The flags come back as they were before the access.
+    /// that was given its host's SMBIOS strings would hang a CPU. In ring 0 the
+    /// flags come back as they were before the access.
     pub const PROLIANT_UNBOUNDED: Quirk = Quirk::from_steps(
         "HP ProLiant SMM port, unbounded",
         Trigger::out_dx(Width::Byte, 0xcd4).rax(0x80, 0x80),

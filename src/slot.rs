@@ -38,7 +38,7 @@ mod sink;
 mod template;
 
 pub(crate) use place::room;
-pub(crate) use sink::{SlotSink, Targets, emit_checked, helpers_in, with_thunk};
+pub(crate) use sink::{SlotSink, Targets, emit_checked, with_thunk};
 use template::Template;
 
 /// The helpers of a layout, emitted by the caller, shared by any number of stubs, and the options that these are
@@ -93,7 +93,7 @@ impl Helpers {
 
     /// Name and address of each helper, for a symbol table.
     pub fn symbols(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        helpers_in(self.targets).map(|(helper, address)| (helper.name(), address))
+        self.targets.helpers().map(|(helper, address)| (helper.name(), address))
     }
 
     /// The quirks that stubs of this form have to look out for.

@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 
 use crate::helpers::{Depths, emit_helpers, emit_pads};
 use crate::quirk_table::{self, QuirkStub};
-use crate::slot::{SlotSink, Targets, helpers_in, room, with_thunk};
+use crate::slot::{SlotSink, Targets, room, with_thunk};
 use crate::stub::{Arena, Counter, Helper, StubStyle, as_many_as_fit};
 use crate::{EmitError, EmitOptions, Gprs, IoInsn, PortAccess, Quirk, RegisterFile};
 
@@ -24,11 +24,14 @@ pub type StubFn = unsafe extern "sysv64" fn(*mut c_void) -> u64;
 ///
 /// ```
 /// use ioemul::{CodeTable, EmitOptions, IoInsn, Quirk, RegisterFile, StubLayout, Width};
-/// let options =
-/// EmitOptions::new().layout(StubLayout::Compact).registers(RegisterFile::PT_REGS).quirks(&[Quirk::PROLIANT]); let mut
-/// memory = vec![0; CodeTable::size(&options)]; let table = CodeTable::emit(&mut memory, 0xffff_ffff_8200_0000,
-/// &options)?; let out = IoInsn::out_dx(Width::Byte); let (rax, rdx) = (0x85, 0xcd4); assert_ne!(table.resolve(out,
-/// rax, rdx), table.entry(out)); // the quirk's stub assert_eq!(table.resolve(out, rax, 0x80), table.entry(out));
+/// let options = EmitOptions::new().layout(StubLayout::Compact).registers(RegisterFile::PT_REGS);
+/// let options = options.quirks(&[Quirk::PROLIANT]);
+/// let mut memory = vec![0; CodeTable::size(&options)];
+/// let table = CodeTable::emit(&mut memory, 0xffff_ffff_8200_0000, &options)?;
+/// let out = IoInsn::out_dx(Width::Byte);
+/// let (rax, rdx) = (0x85, 0xcd4);
+/// assert_ne!(table.resolve(out, rax, rdx), table.entry(out)); // the quirk's stub
+/// assert_eq!(table.resolve(out, rax, 0x80), table.entry(out));
 /// assert_eq!(table.entry(IoInsn::rep_outs(Width::Byte)), None); // asked for by another name: `string_entry`
 /// # Ok::<(), ioemul::EmitError>(())
 /// ```
@@ -174,7 +177,7 @@ impl CodeTable {
     /// Everything in the table that has a name: the helpers, then the stubs, by ascending address. For a symbol table,
     /// or a stack trace.
     pub fn symbols(&self) -> impl Iterator<Item = Symbol> + '_ {
-        let helpers = helpers_in(self.helpers());
+        let helpers = self.helpers().helpers();
         // Each is as long as it is far to the next one; they are defined in the order of their names' list.
         let first_stub = self.address(IoInsn::strings().next().map_or(0, |insn| self.arena.stub(insn).0));
         let ends = helpers.clone().skip(1).map(|helper| helper.1).chain([first_stub]);

@@ -218,8 +218,8 @@ fn slots_with_every_option() {
             for (i, (&insn, entry)) in insns.iter().zip(entries).enumerate() {
                 let walked = listing.walk(entry, |rip| stub_fixup(entry, insn, &helpers, rip));
                 check_returns(layout, &walked);
-                let takes = |quirk: &&Quirk| quirk.trigger().forms().contains(&Some(insn));
-                let quirks: Vec<_> = options.quirks.iter().filter(takes).collect();
+                let quirks: Vec<_> =
+                    options.quirks.iter().filter(|quirk| quirk.trigger().forms().contains(&Some(insn))).collect();
                 if quirks.is_empty() {
                     check_flags(&listing, &walked, insn);
                     if let Some(form) = forms.get(i) {

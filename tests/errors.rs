@@ -1,5 +1,4 @@
-//! What each error says, word for word, and here alone: produced where it can be, made up where only a broken system
-//! would.
+//! What each error says, word for word: produced where it can be, made up where only a broken system would.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
 mod common;
@@ -10,12 +9,13 @@ use std::io;
 use dynasm::dynasm;
 use ioemul::trace::{Record, Trace};
 use ioemul::{
-    BuildError, CodeSink, CodeTable, DecodeError, DeviceError, Direction, EmitError, EmitOptions, Error, Faulted, Gprs,
-    Helpers, IoEmulator, IoInsn, ParseInsnError, Payload, PortAccess, PortDevice, PortPermissions, PortSet, Quirk,
-    QuirkTable, RegisterFile, SoftwareBus, StubTable, Trigger, Width, emit_stub,
+    BuildError, CodeSink, CodeTable, CpuAffinity, DecodeError, DeviceError, Direction, EmitError, EmitOptions, Error,
+    Faulted, Gprs, Helpers, IoEmulator, IoInsn, IoPermission, IoPrivilegeLevel, ParseInsnError, Payload, PortAccess,
+    PortDevice, PortSet, PrivilegeError, Quirk, QuirkTable, RegisterFile, SoftwareBus, Step, StubTable, Trigger, Width,
+    emit_stub,
 };
 
-const OUT: IoInsn = IoInsn::out_imm8(Width::Byte, 0x80);
+const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 
 fn emulator(ports: &str) -> IoEmulator {
     IoEmulator::builder().ports(ports.parse::<PortSet>().unwrap()).bus(SoftwareBus::new()).build().unwrap()
@@ -34,7 +34,10 @@ fn bytes_that_are_not_port_io() {
         (&[0x64, 0x6e], "a segment override (64) to FS or GS is not supported on OUTS"),
         (&[0x0f, 0xa2], "opcode 0f is not IN, OUT, INS or OUTS"),
     ] {
-        let error = emulator.emulate(code, &mut Gprs::default()).unwrap_err();
+        let before = Gprs { rax: 1, rdx: 0x80, rcx: 2, rsi: 3, rdi: 4, ..Gprs::default() };
+        let mut gprs = before;
+        let error = emulator.emulate(code, &mut gprs).unwrap_err();
+        assert_eq!(gprs, before);
         assert_eq!(error.to_string(), format!("not a port-I/O instruction: {message}"));
         assert_eq!(error.source().unwrap().to_string(), message);
     }
@@ -60,66 +63,17 @@ fn accesses_that_are_not_permitted() {
     }
 }
 
-/// A quirk may touch what the emulator may, and no more, in each direction; the message names the quirk and what is missing.
 #[test]
-fn a_quirk_that_is_not_permitted() {
-    let port = |port: u16| PortSet::from(port..=port);
-    let both = port(0xb2) | port(0x84);
-    let rows: [(Quirk, u64, PortPermissions, &str); 5] = [
-        (
-            Quirk::PROLIANT,
-            0x80,
-            PortPermissions { read: PortSet::none(), write: port(0xcd4) },
-            "IN of 1 byte from port 0x0cd4 is not permitted, and the quirk \"HP ProLiant SMM port\", which stands for \
-             the instruction, makes it: permit it, or build the emulator without the quirk",
-        ),
-        (
-            Quirk::DELL_SMM,
-            0xa3,
-            PortPermissions { read: both, write: port(0xb2) },
-            "OUT of 1 byte to port 0x0084 is not permitted, and the quirk \"Dell SMM\", which stands for the \
-             instruction, makes it: permit it, or build the emulator without the quirk",
-        ),
-        (
-            Quirk::THINKPAD_SMAPI,
-            0x5380,
-            PortPermissions::from(port(0xb2)),
-            "OUT of 1 byte to port 0x004f is not permitted, and the quirk \"ThinkPad SMAPI\", which stands for the \
-             instruction, makes it: permit it, or build the emulator without the quirk",
-        ),
-        (
-            Quirk::READ_BACK,
-            0,
-            PortPermissions { read: port(0xb3), write: port(0xb2) },
-            "IN of 1 byte from port 0x00b2 is not permitted, and the quirk \"read-back\", which stands for the \
-             instruction, makes it: permit it, or build the emulator without the quirk",
-        ),
-        // The instruction itself comes first.
-        (
-            Quirk::READ_BACK,
-            0,
-            PortPermissions { read: port(0xb2), write: PortSet::none() },
-            "OUT of 1 byte to port 0x00b2 is not permitted: the emulator's port set does not cover all of it",
-        ),
-    ];
-    struct Untouched;
-    impl PortDevice for Untouched {
-        fn try_access(&mut self, access: PortAccess, _: u32, _: &mut Gprs) -> Result<u32, DeviceError> {
-            panic!("{access}");
-        }
-    }
-    for (quirk, rax, ports, message) in rows {
-        for direct in [false, true] {
-            let mut bus = SoftwareBus::new();
-            bus.attach(0..=0xffff, Untouched).unwrap();
-            let builder = IoEmulator::builder().ports(ports.clone()).bus(bus).quirks(QuirkTable::from_iter([quirk]));
-            let mut emulator = if direct { builder.direct() } else { builder }.build().unwrap();
-            let given = Gprs { rax, rdx: quirk.trigger().port.into(), rbx: 7, ..Gprs::default() };
-            let mut gprs = given;
-            let error = emulator.execute(IoInsn::out_dx(Width::Byte), &mut gprs).unwrap_err();
-            assert_eq!((error.to_string(), gprs), (message.into(), given));
-        }
-    }
+fn quirks_that_are_not_permitted() {
+    let quirks = QuirkTable::from_iter([Quirk::DELL_SMM]);
+    let builder = IoEmulator::builder().quirks(quirks).ports(PortSet::from(0xb2..=0xb2));
+    let mut emulator = builder.bus(SoftwareBus::new()).build().unwrap();
+    let mut gprs = Gprs { rax: 0xa3, ..Gprs::default() };
+    assert_eq!(
+        emulator.execute(IoInsn::out_imm8(Width::Byte, 0xb2), &mut gprs).unwrap_err().to_string(),
+        "OUT of 1 byte to port 0x0084 is not permitted, and the quirk \"Dell SMM\", which stands for the instruction, \
+         makes it: permit it, or build the emulator without the quirk"
+    );
 }
 
 #[test]
@@ -166,28 +120,26 @@ fn the_bus() {
     let error = emulator.execute(IoInsn::in_dx(Width::Byte), &mut gprs).unwrap_err();
     assert_eq!(error.to_string(), "IN of 1 byte from port 0x03fd: the device refused the access: no medium");
     assert_eq!(error.source().unwrap().to_string(), "no medium");
+}
+
+#[test]
+fn emulators_that_cannot_be_built() {
     assert_eq!(
         IoEmulator::builder().build().unwrap_err().to_string(),
         "the emulator has no backend: give it a software bus (`.bus()`) or the hardware (`unsafe .native(ports)`)"
     );
-}
-
-#[test]
-fn emulators_that_cannot_be() {
-    let ports = |set: &str| set.parse::<PortSet>().unwrap();
-    // SAFETY: nothing is built.
-    let builder = unsafe { IoEmulator::builder().native(ports("0x80-0x8f")) };
-    let error = builder.ports(ports("0x70-0x71,0x85-0x90")).bus(SoftwareBus::new()).build().unwrap_err();
-    assert!(matches!(error, BuildError::PortsInBoth { port: 0x85 }));
+    let builder = IoEmulator::builder().ports("0x60-0x71".parse::<PortSet>().unwrap()).bus(SoftwareBus::new());
+    // SAFETY: it is not built.
+    let error = unsafe { builder.native("0x70-0x7f".parse::<PortSet>().unwrap()) }.build().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "port 0x0085 is permitted on the bus and on the hardware: an access would have two places to go, name it once"
+        "port 0x0070 is permitted on the bus and on the hardware: an access would have two places to go, name it once"
     );
     // SAFETY: never executed.
-    let code = unsafe { Quirk::new("frobnicate", Trigger::out(Width::Byte, 0x80), |_| ()) };
-    let builder = IoEmulator::builder().quirks(QuirkTable::from_iter([Quirk::DELL_SMM, code]));
+    let quirk = unsafe { Quirk::new("frobnicate", Trigger::out_dx(Width::Byte, 0), |payload| payload.io(OUT)) };
+    let builder = IoEmulator::builder().bus(SoftwareBus::new()).direct().quirks(QuirkTable::from_iter([quirk]));
     assert_eq!(
-        builder.bus(SoftwareBus::new()).direct().build().unwrap_err().to_string(),
+        builder.build().unwrap_err().to_string(),
         "the quirk \"frobnicate\" is machine code, and a direct bus runs none: describe it as steps, or leave \
          `.direct()` out"
     );
@@ -195,7 +147,7 @@ fn emulators_that_cannot_be() {
 
 fn fault(payload: fn(&mut Payload<'_>)) -> String {
     // SAFETY: the payloads fault before they do anything else.
-    let quirk = unsafe { Quirk::new("test", Trigger::out(Width::Byte, 0x80), payload) };
+    let quirk = unsafe { Quirk::new("test", Trigger::out_dx(Width::Byte, 0), payload) };
     let table = StubTable::builder().quirks(QuirkTable::from_iter([quirk])).build().unwrap();
     let mut gprs = Gprs { rbx: 0xabc, rbp: 1 << 62, ..Gprs::default() };
     // SAFETY: the process has no privilege for any port.
@@ -203,12 +155,11 @@ fn fault(payload: fn(&mut Payload<'_>)) -> String {
     fault.to_string()
 }
 
-const NO_PRIVILEGE: &str = "the CPU refused the port access with #GP (error code 0x0): this thread has no I/O privilege \
-                            for the port (ioperm or iopl grant it), or the kernel cannot give any";
-
 #[test]
 fn faults() {
-    assert_eq!(fault(|payload| payload.io(OUT)), NO_PRIVILEGE);
+    const REFUSED: &str = "the CPU refused the port access with #GP (error code 0x0): this thread has no I/O privilege \
+                           for the port (ioperm or iopl grant it), or the kernel cannot give any";
+    assert_eq!(fault(|payload| payload.io(OUT)), REFUSED);
     // Error code 4: a read in user mode, of a page that is not there.
     assert_eq!(
         fault(|payload| dynasm!(payload ; .arch x64 ; mov rax, [rbx])),
@@ -220,103 +171,107 @@ fn faults() {
     );
     // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
     let mut emulator = unsafe { IoEmulator::builder().native(PortSet::from(0x80..=0x80)) }.build().unwrap();
-    let error = emulator.execute(OUT, &mut Gprs::default()).unwrap_err();
-    assert_eq!(error.to_string(), format!("OUT of 1 byte to port 0x0080: {NO_PRIVILEGE}"));
-}
-
-#[test]
-fn calls_of_a_table() {
-    assert_eq!(Faulted::AtAccess.to_string(), "the CPU refused the access");
-    assert_eq!(
-        Faulted::StringForm { insn: IoInsn::rep_ins(Width::Byte) }.to_string(),
-        "`rep insb` follows a guest's pointers: bound and translate them, and ask for `string_entry`"
-    );
-    assert_eq!(
-        Faulted::OtherRegisterFile.to_string(),
-        "the table is for another register file than `Gprs`: call its entries with one of those"
-    );
-}
-
-fn emit(payload: fn(&mut Payload<'_>)) -> EmitError {
-    // SAFETY: never executed.
-    let quirks = [unsafe { Quirk::new("frobnicate", Trigger::out(Width::Byte, 0x80), payload) }];
-    let options = EmitOptions::new().quirks(&quirks);
-    CodeTable::emit(&mut vec![0; CodeTable::size(&options)], 0x2000, &options).unwrap_err()
+    if let Err(error) = emulator.execute(IoInsn::out_imm8(Width::Byte, 0x80), &mut Gprs::default()) {
+        assert_eq!(error.to_string(), format!("OUT of 1 byte to port 0x0080: {REFUSED}"));
+    }
 }
 
 #[test]
 fn slots() {
-    let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], 0x10_0000_0000, &EmitOptions::new()).unwrap();
-    for (len, va, message) in [
-        (35, 0x10_0000_1000, "the code needs 36 bytes and the memory for it has 35"),
+    let options = EmitOptions::new();
+    let len = emit_stub(&mut [0; 64], 0x2000, OUT, &Helpers::emit(&mut [0; 512], 0x1000, &options).unwrap()).unwrap();
+    let helpers = Helpers::emit(&mut [0; 512], 0x10_0000_0000, &options).unwrap();
+    for (room, va, message) in [
+        (len - 1, 0x10_0000_1000, format!("the code needs {len} bytes and the memory for it has {}", len - 1)),
         (
-            36,
+            len,
             0x20_0000_1000,
-            "the displacement -0x1000001010 to a helper or thunk does not fit the signed 32 bits of a near branch: \
-             place the code within 2 GiB of it",
+            "the displacement -0x1000001010 to a helper or thunk does not fit the signed 32 bits of a near branch: place \
+             the code within 2 GiB of it"
+                .into(),
         ),
         (
-            36,
+            len,
             0,
-            "the displacement 0xffffffff0 to a helper or thunk does not fit the signed 32 bits of a near branch: \
-             place the code within 2 GiB of it",
+            "the displacement 0xffffffff0 to a helper or thunk does not fit the signed 32 bits of a near branch: place \
+             the code within 2 GiB of it"
+                .into(),
         ),
     ] {
-        let error = emit_stub(&mut vec![0; len], va, IoInsn::out_dx(Width::Byte), &helpers).unwrap_err();
+        let error = emit_stub(&mut vec![0; room], va, OUT, &helpers).unwrap_err();
         assert_eq!(error.to_string(), message);
         assert_eq!(BuildError::from(error).to_string(), message);
     }
-    let at_0 = Helpers::emit(&mut [0; Helpers::MAX_LEN], 0, &EmitOptions::new()).unwrap();
+    let at_0 = Helpers::emit(&mut [0; 512], 0, &options).unwrap();
     assert_eq!(
         emit_stub(&mut [0; 64], u64::MAX, OUT, &at_0).unwrap_err().to_string(),
-        "code of 36 bytes at 0xffffffffffffffff does not lie in one piece of canonical address space"
-    );
-    let options = |options: &EmitOptions<'_>| Helpers::emit(&mut [0; Helpers::MAX_LEN], 0, options).unwrap_err();
-    let file = RegisterFile::new(*RegisterFile::GPRS.offsets().first_chunk().unwrap(), Some(7));
-    assert_eq!(
-        options(&EmitOptions::new().registers(file)).to_string(),
-        "two registers of the register file overlap: each needs 8 bytes of its own"
-    );
-    assert_eq!(
-        options(&EmitOptions::new().quirks(Quirk::ALL)).to_string(),
-        "7 quirks were given, and at most 4 are taken: leave out those of other machines"
-    );
-    assert_eq!(
-        emit(|payload| payload.pushed(8)).to_string(),
-        "the payload of the quirk \"frobnicate\" does not balance its pushes and pops, which are of whole words of 8 \
-         bytes"
-    );
-    assert_eq!(
-        emit(|payload| (0..9).for_each(|port| payload.io(IoInsn::in_imm8(Width::Byte, port)))).to_string(),
-        "the payload of the quirk \"frobnicate\" makes more than 8 accesses"
-    );
-    assert_eq!(
-        emit(|payload| payload.io(IoInsn::ins(Width::Byte))).to_string(),
-        "the payload of the quirk \"frobnicate\" has INS or OUTS in it, whose pointers are a guest's"
-    );
-    assert_eq!(
-        emit(|payload| dynasm!(payload ; .arch x64 ; jmp >ready)).to_string(),
-        "the label \"ready\" is undefined, too far away, or one too many"
+        format!("code of {len} bytes at 0xffffffffffffffff does not lie in one piece of canonical address space")
     );
 }
 
-/// In a table of this process the same is refused, in the same words; of labels it is the assembler that speaks.
-#[test]
-fn tables() {
-    let build = |payload: fn(&mut Payload<'_>)| {
-        // SAFETY: never executed.
-        let quirk = unsafe { Quirk::new("frobnicate", Trigger::out(Width::Byte, 0x80), payload) };
-        StubTable::builder().quirks(QuirkTable::from_iter([quirk])).build().unwrap_err()
-    };
-    let payloads: [fn(&mut Payload<'_>); 3] = [
-        |payload| payload.popped(8),
-        |payload| (0..9).for_each(|port| payload.io(IoInsn::in_imm8(Width::Byte, port))),
-        |payload| payload.io(IoInsn::ins(Width::Byte)),
-    ];
-    for payload in payloads {
-        assert_eq!(build(payload).to_string(), emit(payload).to_string());
+/// What helpers, a table in memory and the stubs of a process say to the same options: all the same.
+fn refused(registers: RegisterFile, quirks: &[Quirk]) -> String {
+    let options = EmitOptions::new().registers(registers).quirks(quirks);
+    let error = Helpers::emit(&mut [0; 512], 0x1000, &options)
+        .and_then(|helpers| emit_stub(&mut [0; 512], 0x2000, OUT, &helpers).map(drop))
+        .unwrap_err();
+    let table = CodeTable::emit(&mut vec![0; 1 << 17], 0x1000, &options).unwrap_err();
+    assert_eq!(table, error);
+    if quirks.len() <= EmitOptions::MAX_QUIRKS && !matches!(error, EmitError::Label { .. }) {
+        let builder = StubTable::builder().registers(registers).quirks(QuirkTable::from_iter(quirks.iter().copied()));
+        assert!(matches!(builder.build(), Err(BuildError::Emit(same)) if same == error));
     }
-    let error = build(|payload| dynasm!(payload ; .arch x64 ; jmp >nowhere));
+    error.to_string()
+}
+
+fn refused_payload(payload: fn(&mut Payload<'_>)) -> String {
+    // SAFETY: never executed.
+    let quirk = unsafe { Quirk::new("frobnicate", Trigger::out_dx(Width::Byte, 0), payload) };
+    refused(RegisterFile::GPRS, &[quirk])
+}
+
+#[test]
+fn options_that_cannot_be_emitted() {
+    const UNBALANCED: &str = "the payload of the quirk \"frobnicate\" does not balance its pushes and pops, which are \
+                              of whole words of 8 bytes";
+    assert_eq!(refused_payload(|payload| payload.pushed(8)), UNBALANCED);
+    assert_eq!(refused_payload(|payload| payload.popped(8)), UNBALANCED);
+    assert_eq!(
+        refused_payload(|payload| {
+            payload.pushed(4);
+            payload.popped(4);
+        }),
+        UNBALANCED
+    );
+    assert_eq!(
+        refused_payload(|payload| (0..9).for_each(|port| payload.io(IoInsn::out_imm8(Width::Byte, port)))),
+        "the payload of the quirk \"frobnicate\" makes more than 8 accesses"
+    );
+    assert_eq!(
+        refused_payload(|payload| payload.io(IoInsn::rep_outs(Width::Byte))),
+        "the payload of the quirk \"frobnicate\" has INS or OUTS in it, whose pointers are a guest's"
+    );
+    assert_eq!(
+        refused_payload(|payload| dynasm!(payload ; .arch x64 ; jmp >ready)),
+        "the label \"ready\" is undefined, too far away, or one too many"
+    );
+    let steps: &[Step] = &[Step::Access];
+    let quirk = Quirk::from_steps("plain", Trigger::out_dx(Width::Byte, 0), steps);
+    assert_eq!(
+        refused(RegisterFile::GPRS, &[quirk; 5]),
+        "5 quirks were given, and at most 4 are taken: leave out those of other machines"
+    );
+    let overlapping = RegisterFile::new(std::array::from_fn(|i| if i == 1 { 4 } else { 8 * i as i16 }), None);
+    assert_eq!(refused(overlapping, &[]), "two registers of the register file overlap: each needs 8 bytes of its own");
+}
+
+#[test]
+fn stubs_that_do_not_assemble() {
+    // SAFETY: never executed.
+    let quirk = unsafe {
+        Quirk::new("frobnicate", Trigger::out_dx(Width::Byte, 0), |payload| dynasm!(payload ; .arch x64 ; jmp >nowhere))
+    };
+    let error = StubTable::builder().quirks(QuirkTable::from_iter([quirk])).build().unwrap_err();
     assert_eq!(error.to_string(), "the stubs do not assemble: Unknown label: 'label nowhere'");
 }
 
@@ -417,8 +372,6 @@ fn replay() {
 
 #[test]
 fn privilege() {
-    use ioemul::{CpuAffinity, IoPermission, IoPrivilegeLevel, PrivilegeError, Refusal};
-
     assert_eq!(
         IoPermission::acquire(PortSet::none()).unwrap_err().to_string(),
         "no ports to open: the range or set is empty"
@@ -437,8 +390,21 @@ fn privilege() {
                 error.to_string(),
                 format!("this kernel has no {call} (ENOSYS): it was built without CONFIG_X86_IOPL_IOPERM")
             ),
-            Err(PrivilegeError::Refused { call: refused, reason: Refusal { .. } }) => assert_eq!(refused, call),
+            Err(PrivilegeError::Refused { call: refused, .. }) => assert_eq!(refused, call),
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+#[test]
+fn calls_of_a_table() {
+    assert_eq!(Faulted::AtAccess.to_string(), "the CPU refused the access");
+    assert_eq!(
+        Faulted::StringForm { insn: IoInsn::rep_ins(Width::Byte) }.to_string(),
+        "`rep insb` follows a guest's pointers: bound and translate them, and ask for `string_entry`"
+    );
+    assert_eq!(
+        Faulted::OtherRegisterFile.to_string(),
+        "the table is for another register file than `Gprs`: call its entries with one of those"
+    );
 }

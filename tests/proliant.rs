@@ -1,4 +1,4 @@
-//! The ProLiant payload, executed: on a bus, in every layout, against models of the port.
+//! The ProLiant payload, executed: on a bus, in every layout and without machine code, against models of the port.
 #![cfg(feature = "std")]
 
 mod common;
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Rng, host};
 use ioemul::{
-    DeviceError, Direction, Gprs, IoEmulator, IoInsn, PROLIANT_POLL_LIMIT, PortAccess, PortDevice, PortSet, QuirkTable,
-    SoftwareBus, StubLayout, Width,
+    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PROLIANT_POLL_LIMIT, PortAccess, PortDevice,
+    PortPermissions, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, Trigger, Width,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -61,19 +61,59 @@ impl PortDevice for Port {
     }
 }
 
-fn emulators(busy_for: usize) -> impl Iterator<Item = (StubLayout, IoEmulator, Counts)> {
+fn emulators(busy_for: usize) -> impl Iterator<Item = (Option<StubLayout>, IoEmulator, Counts)> {
     models(move || Port { busy_for, refuses: false, panics: false, counts: Counts::default() })
 }
 
-fn models(port: impl Fn() -> Port) -> impl Iterator<Item = (StubLayout, IoEmulator, Counts)> {
-    StubLayout::ALL.iter().copied().map(move |layout| {
+fn models(port: impl Fn() -> Port) -> impl Iterator<Item = (Option<StubLayout>, IoEmulator, Counts)> {
+    layouts().map(move |layout| {
         let mut bus = SoftwareBus::new();
         let port = port();
         let counts = port.counts.clone();
         bus.attach(0xcd4..=0xcd4, port).unwrap();
-        let builder = IoEmulator::builder().layout(layout).ports(PortSet::all()).bus(bus);
-        (layout, builder.quirks(QuirkTable::builtin()).build().unwrap(), counts)
+        (layout, emulator(layout, Quirk::PROLIANT, PortSet::all(), bus), counts)
     })
+}
+
+/// Every layout, and none: `.direct()`.
+fn layouts() -> impl Iterator<Item = Option<StubLayout>> {
+    StubLayout::ALL.iter().copied().map(Some).chain([None])
+}
+
+fn emulator(
+    layout: Option<StubLayout>,
+    quirk: Quirk,
+    ports: impl Into<PortPermissions>,
+    bus: SoftwareBus,
+) -> IoEmulator {
+    let builder = IoEmulator::builder().ports(ports).bus(bus).quirks(QuirkTable::from_iter([quirk]));
+    let builder = match layout {
+        Some(layout) => builder.layout(layout),
+        None => builder.direct(),
+    };
+    builder.build().unwrap()
+}
+
+/// A device that is a function: of the access's number, of the access, of the registers.
+struct Model<F> {
+    accesses: Arc<AtomicUsize>,
+    answer: F,
+}
+
+impl<F: FnMut(usize, PortAccess, &mut Gprs) -> Result<u32, DeviceError> + Send> PortDevice for Model<F> {
+    fn try_access(&mut self, access: PortAccess, _: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
+        (self.answer)(self.accesses.fetch_add(1, Ordering::Relaxed), access, gprs)
+    }
+}
+
+/// A bus with such a device behind every port.
+fn bus<F>(answer: F) -> (SoftwareBus, Arc<AtomicUsize>)
+where
+    F: FnMut(usize, PortAccess, &mut Gprs) -> Result<u32, DeviceError> + Send + 'static,
+{
+    let (mut bus, accesses) = (SoftwareBus::new(), Arc::<AtomicUsize>::default());
+    bus.attach(0..=0xffff, Model { accesses: accesses.clone(), answer }).unwrap();
+    (bus, accesses)
 }
 
 fn counted(counts: &Counts) -> (usize, usize) {
@@ -95,7 +135,7 @@ fn the_command_is_followed_by_polls_until_it_is_done() {
             host::watch(|| emulator.execute(OUT, &mut gprs).unwrap());
             assert_eq!(counted(&counts), (1, busy_for + 1), "{layout:?}");
             let rax = given.rax & !0xff | 0x42;
-            assert_eq!(gprs, Gprs { rax, rbx: 0xb, rcx: 0xc0, r12: 0xc, rflags: gprs.rflags, ..given }, "{layout:?}");
+            assert_eq!(gprs, Gprs { rax, rbx: 0xb, rcx: 0xc0, r12: 0xc, ..given }, "{layout:?}");
         }
     }
 }
@@ -108,7 +148,7 @@ fn a_port_that_is_never_ready_is_given_up() {
         host::watch(|| emulator.execute(OUT, &mut gprs).unwrap());
         assert_eq!(counted(&counts), (1, PROLIANT_POLL_LIMIT as usize), "{layout:?}");
         let rax = given.rax & !0xff | u64::from(BUSY) | 1;
-        assert_eq!(gprs, Gprs { rax, rcx: 0xc0, rflags: gprs.rflags, ..given }, "{layout:?}: AL says that it is busy");
+        assert_eq!(gprs, Gprs { rax, rcx: 0xc0, ..given }, "{layout:?}: AL says that it is busy");
     }
 }
 
@@ -140,7 +180,7 @@ fn other_accesses_are_left_alone() {
     }
 }
 
-/// After the error no more accesses are made, and the poll comes to its end by the count.
+/// After the error no more accesses are made.
 #[test]
 fn an_error_in_the_middle_of_the_payload() {
     for (layout, mut emulator, counts) in
@@ -171,5 +211,243 @@ fn a_panic_in_the_middle_of_the_payload() {
         let mut gprs = Gprs { rax: 0x05, rdx: 0xcd4, ..Gprs::default() };
         emulator.execute(OUT, &mut gprs).unwrap();
         assert_eq!(counted(&counts), (2, 1));
+    }
+}
+
+/// CF and OF, which are kept in different bytes of RFLAGS.
+const FLIPPED: u64 = 0x801;
+
+const BOTH: [Quirk; 2] = [Quirk::PROLIANT, Quirk::PROLIANT_UNBOUNDED];
+
+/// In ring 3 the unbounded poll is bounded as well.
+#[test]
+fn the_unbounded_poll_has_an_end_in_ring_3() {
+    for layout in layouts() {
+        let (bus, accesses) = bus(|_, _, _| Ok(BUSY));
+        let given = command();
+        let mut gprs = given;
+        emulator(layout, Quirk::PROLIANT_UNBOUNDED, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
+        assert_eq!(accesses.load(Ordering::Relaxed), 1 + PROLIANT_POLL_LIMIT as usize, "{layout:?}");
+        assert_eq!(gprs, Gprs { rax: given.rax & !0xff | u64::from(BUSY), ..given }, "{layout:?}");
+    }
+}
+
+/// The last read that the limit allows still counts.
+#[test]
+fn ready_at_the_last_read() {
+    for layout in layouts() {
+        let (bus, accesses) = bus(|n, _, _| Ok(if n == PROLIANT_POLL_LIMIT as usize { 0x42 } else { BUSY }));
+        let mut gprs = command();
+        emulator(layout, Quirk::PROLIANT, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
+        assert_eq!(accesses.load(Ordering::Relaxed), 1 + PROLIANT_POLL_LIMIT as usize, "{layout:?}");
+        assert_eq!(gprs.rax as u8, 0x42, "{layout:?}");
+    }
+}
+
+/// A port that reads as all ones is one without a device: bit 7 will not clear.
+#[test]
+fn all_ones_end_the_poll() {
+    for quirk in BOTH {
+        for layout in layouts() {
+            for busy_for in [0, 3] {
+                let (bus, accesses) = bus(move |n, _, _| Ok(if n > busy_for { 0xff } else { 0xfe }));
+                let given = command();
+                let mut gprs = given;
+                emulator(layout, quirk, PortSet::all(), SoftwareBus::new()).execute(OUT, &mut gprs).unwrap();
+                assert_eq!(gprs, Gprs { rax: given.rax | 0xff, ..given }, "{layout:?}: nobody on the bus");
+                gprs = given;
+                emulator(layout, quirk, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
+                assert_eq!(accesses.load(Ordering::Relaxed), 2 + busy_for, "{layout:?}");
+                assert_eq!(gprs, Gprs { rax: given.rax | 0xff, ..given }, "{layout:?}");
+            }
+        }
+    }
+}
+
+/// Wherever the device lets DX point to, no access goes there.
+#[test]
+fn dx_is_not_followed() {
+    for quirk in [Quirk::PROLIANT, Quirk::PROLIANT_UNBOUNDED, Quirk::READ_BACK.at_port(0xcd4)] {
+        for layout in layouts() {
+            for (changed_at, dx) in [(0, 0x64), (0, 0xcd5), (0, 0x1cd4), (0, 0xd4), (1, 0x64), (3, 0xc4d4)] {
+                let (bus, accesses) = bus(move |n, access, gprs| {
+                    assert_eq!(access.port, 0xcd4);
+                    gprs.rflags ^= FLIPPED;
+                    if n == changed_at {
+                        gprs.rdx = gprs.rdx & !0xffff | dx;
+                    }
+                    Ok(BUSY)
+                });
+                let given = command();
+                let mut gprs = given;
+                let mut emulator = emulator(layout, quirk, PortSet::all(), bus);
+                host::watch(|| emulator.execute(OUT, &mut gprs).unwrap());
+                let reads_once = quirk.name() == Quirk::READ_BACK.name();
+                let made = if reads_once { changed_at.min(1) } else { changed_at } + 1;
+                assert_eq!(accesses.load(Ordering::Relaxed), made, "{} {layout:?} {dx:#x}", quirk.name());
+                let rdx = if changed_at < made { given.rdx & !0xffff | dx } else { given.rdx };
+                let rax = if made > 1 { given.rax & !0xff | u64::from(BUSY) } else { given.rax };
+                let rflags = given.rflags ^ if made % 2 == 1 { FLIPPED } else { 0 };
+                assert_eq!(gprs, Gprs { rax, rdx, rflags, ..given }, "{} {layout:?} {dx:#x}", quirk.name());
+            }
+        }
+    }
+}
+
+/// What lies beyond DX does not keep the poll from going on.
+#[test]
+fn the_upper_bits_of_rdx_are_not_the_port() {
+    for quirk in BOTH {
+        for layout in layouts() {
+            let (bus, accesses) = bus(|n, _, gprs| {
+                gprs.rdx = gprs.rdx & 0xffff | (n as u64) << 16;
+                Ok(if n == 5 { 0 } else { BUSY })
+            });
+            let mut gprs = command();
+            emulator(layout, quirk, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
+            assert_eq!((accesses.load(Ordering::Relaxed), gprs.rdx), (6, 5 << 16 | 0xcd4), "{layout:?}");
+        }
+    }
+}
+
+/// A payload of user code is held to the same, wherever it makes its accesses.
+#[test]
+fn a_payload_does_not_follow_dx_either() {
+    let trigger = Trigger::out_dx(Width::Byte, 0xcd4);
+    // SAFETY: accesses alone.
+    let twice = unsafe {
+        Quirk::new("twice", trigger, |payload| {
+            payload.io(OUT);
+            payload.io(OUT);
+            payload.io(IoInsn::in_dx(Width::Word));
+        })
+    };
+    // SAFETY: an access, behind an instruction that changes nothing.
+    let not_at_first = unsafe {
+        Quirk::new("not at first", trigger, |payload| {
+            payload.push(0x90);
+            payload.io(OUT);
+        })
+    };
+    // SAFETY: changes RDX alone, and makes accesses.
+    let own = unsafe {
+        Quirk::new("changes DX itself", trigger, |payload| {
+            payload.extend(&[0xba, 0x64, 0x00, 0x00, 0x00]); // mov edx, 0x64
+            payload.io(OUT);
+            payload.io(IoInsn::out_imm8(Width::Byte, 0x80));
+        })
+    };
+    for &layout in StubLayout::ALL {
+        let layout = Some(layout);
+        for (quirk, changed_at, ports) in [
+            (twice, usize::MAX, &[0xcd4, 0xcd4, 0xcd4][..]),
+            (twice, 0, &[0xcd4]),
+            (twice, 1, &[0xcd4, 0xcd4]),
+            (not_at_first, 0, &[0xcd4]),
+            (own, 0, &[0x80]),
+        ] {
+            let saw = Arc::new(std::sync::Mutex::new(Vec::new()));
+            let seen = saw.clone();
+            let (bus, _) = bus(move |n, access, gprs| {
+                seen.lock().unwrap().push((access.port, gprs.rflags));
+                if n == changed_at {
+                    gprs.rdx = 0x64;
+                }
+                Ok(0)
+            });
+            let given = command();
+            let mut gprs = given;
+            let mut emulator = emulator(layout, quirk, PortSet::all(), bus);
+            host::watch(|| emulator.execute(OUT, &mut gprs).unwrap());
+            let expected: Vec<_> = ports.iter().map(|port| (*port, given.rflags)).collect();
+            assert_eq!(*saw.lock().unwrap(), expected, "{layout:?} {} {changed_at}", quirk.name());
+            assert_eq!(gprs.rflags, given.rflags, "{layout:?} {}: looking at DX shows in no flag", quirk.name());
+        }
+    }
+}
+
+/// A refusal ends the payload at once, at each of its accesses: the device is not asked again.
+#[test]
+fn a_refusal_ends_it_at_once() {
+    for quirk in BOTH {
+        for layout in layouts() {
+            for refused_at in [0, 1, 2, 50] {
+                let (bus, accesses) = bus(move |n, _, gprs| {
+                    *gprs = Gprs { rdx: 0xcd4, ..Gprs::from_words([n as u64; 16]) };
+                    if n == refused_at { Err("no".into()) } else { Ok(BUSY) }
+                });
+                let mut gprs = command();
+                let mut emulator = emulator(layout, quirk, PortSet::all(), bus);
+                host::watch(|| {
+                    let error = emulator.execute(OUT, &mut gprs).unwrap_err();
+                    let Error::Device { access, .. } = error else { panic!("{error}") };
+                    let expected = if refused_at == 0 { Direction::Out } else { Direction::In };
+                    assert_eq!((access.port, access.direction), (0xcd4, expected));
+                });
+                assert_eq!(accesses.load(Ordering::Relaxed), refused_at + 1, "{layout:?}");
+                assert_eq!(gprs, command(), "{layout:?}");
+            }
+        }
+    }
+}
+
+/// Reading and writing are permitted apart, and everything is looked at before the first access.
+#[test]
+fn denied_before_the_first_access() {
+    let ports = |text: &str| text.parse::<PortSet>().unwrap();
+    let all_but = |port: u16| {
+        let mut ports = PortSet::all();
+        ports.deny(port..=port);
+        ports
+    };
+    let dell = Gprs { rax: 0xa3, rdx: 0xb2, ..command() };
+    let smapi = Gprs { rax: 0x5380, rdx: 0xb2, ..command() };
+    let (read, write) = (Direction::In, Direction::Out);
+    type Row = (Quirk, Gprs, PortSet, PortSet, (u16, Direction));
+    let rows: [Row; 7] = [
+        (Quirk::PROLIANT, command(), PortSet::none(), ports("0xcd4"), (0xcd4, read)),
+        (Quirk::PROLIANT, command(), all_but(0xcd4), PortSet::all(), (0xcd4, read)),
+        (Quirk::PROLIANT_UNBOUNDED, command(), all_but(0xcd4), PortSet::all(), (0xcd4, read)),
+        (Quirk::READ_BACK, dell, all_but(0xb2), PortSet::all(), (0xb2, read)),
+        (Quirk::DELL_SMM, dell, PortSet::all(), all_but(0x84), (0x84, write)),
+        (Quirk::DELL_SMM, dell, PortSet::none(), ports("0xb2"), (0x84, write)),
+        (Quirk::THINKPAD_SMAPI, smapi, PortSet::all(), all_but(0x4f), (0x4f, write)),
+    ];
+    for (wanted, given, may_read, may_write, (port, direction)) in rows {
+        for layout in layouts() {
+            let (bus, accesses) = bus(|_, _, _| Ok(0));
+            let permissions = PortPermissions { read: may_read.clone(), write: may_write.clone() };
+            let mut emulator = emulator(layout, wanted, permissions, bus);
+            let mut gprs = given;
+            host::watch(|| match emulator.execute(OUT, &mut gprs) {
+                Err(Error::QuirkDenied { quirk, port: denied, width: Width::Byte, direction: how }) => {
+                    assert_eq!((quirk, denied, how), (wanted.name(), port, direction), "{layout:?}");
+                }
+                other => panic!("{} {layout:?}: {other:?}", wanted.name()),
+            });
+            assert_eq!((accesses.load(Ordering::Relaxed), gprs), (0, given), "{layout:?}: nothing happened");
+            // What the quirk does not take is permitted as ever.
+            let mut gprs = Gprs { rax: 0, ..given };
+            if wanted.name() != Quirk::READ_BACK.name() {
+                emulator.execute(OUT, &mut gprs).unwrap();
+                assert_eq!(accesses.load(Ordering::Relaxed), 1, "{layout:?}");
+            }
+        }
+    }
+    // The guest's own access is none of the quirk's.
+    for layout in layouts() {
+        let (bus, accesses) = bus(|_, _, _| Ok(0));
+        let permissions = PortPermissions { read: PortSet::all(), write: all_but(0xcd4) };
+        let mut gprs = command();
+        let error = emulator(layout, Quirk::PROLIANT, permissions, bus).execute(OUT, &mut gprs).unwrap_err();
+        assert!(matches!(error, Error::PortDenied { port: 0xcd4, width: Width::Byte, direction: Direction::Out }));
+        assert_eq!((accesses.load(Ordering::Relaxed), gprs), (0, command()), "{layout:?}");
+    }
+    // As much as the quirk needs is enough.
+    for layout in layouts() {
+        let (bus, accesses) = bus(|_, _, _| Ok(0));
+        let permissions = PortPermissions { read: ports("0xcd4"), write: ports("0xcd4") };
+        emulator(layout, Quirk::PROLIANT, permissions, bus).execute(OUT, &mut command()).unwrap();
+        assert_eq!(accesses.load(Ordering::Relaxed), 2, "{layout:?}");
     }
 }

@@ -4,14 +4,12 @@
 
 mod common;
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use common::{Rng, any_gprs, cases, files, forms, host};
+use common::{any_gprs, cases, forms, host};
 use ioemul::{
-    CodeSink, Direction, Error, Gprs, IoEmulator, PortAccess, PortDevice, PortOperand, PortSet, Quirk, QuirkTable,
-    RegisterFile, SoftwareBus, StubLayout, StubTable, Trigger, Width,
+    Direction, Error, Gprs, IoEmulator, PortAccess, PortDevice, PortOperand, PortSet, SoftwareBus, StubLayout,
+    StubTable, Width,
 };
 use proptest::prelude::*;
 
@@ -147,86 +145,4 @@ proptest! {
             }
         }
     }
-}
-
-/// Stubs for a host's own structure: nothing but the registers of the file is read or written.
-#[test]
-fn every_register_file() {
-    for file in files::ALL {
-        for &layout in StubLayout::ALL {
-            let builder = StubTable::builder().layout(layout).registers(file.library);
-            let table = builder.elide_io(true).build().unwrap();
-            // CPUID in the place of OUT to port 0x80: it changes four registers and no flag.
-            // SAFETY: CPUID needs no privilege.
-            let cpuid = unsafe {
-                Quirk::new("CPUID", Trigger::out(Width::Byte, 0x80), |payload| payload.extend(&[0x0f, 0xa2, 0xf5]))
-            };
-            let builder = StubTable::builder().layout(layout).registers(file.library);
-            let with_cpuid = builder.quirks(QuirkTable::from_iter([cpuid])).build().unwrap();
-            for seed in 0..32 {
-                let mut given = Rng(seed).gprs();
-                if file.rflags.is_none() {
-                    given.rflags = 0;
-                }
-                let mut memory = files::Memory::new(*file, &given);
-                let insn = ioemul::IoInsn::out_imm8(Width::Byte, 0x80);
-                // SAFETY: a stub without an access, and a register file as it was emitted for.
-                assert_eq!(unsafe { host::call(table.stub(insn).code().as_ptr(), memory.pointer()) }, 0);
-                assert_eq!(memory.gprs(), given, "{} {layout:?}", file.name);
-                given.rax = 0x8000_0000;
-                let mut memory = files::Memory::new(*file, &given);
-                let stub = with_cpuid.resolve(insn, &Gprs::default());
-                // SAFETY: as above.
-                assert_eq!(unsafe { host::call(stub.code().as_ptr(), memory.pointer()) }, 0);
-                let leaf = std::arch::x86_64::__cpuid_count(0x8000_0000, given.rcx as u32);
-                let [rax, rbx, rcx, rdx] = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(u64::from);
-                let flipped = if file.rflags.is_some() { Gprs::CF } else { 0 };
-                let rflags = given.rflags ^ flipped;
-                assert_eq!(memory.gprs(), Gprs { rax, rbx, rcx, rdx, rflags, ..given }, "{} {layout:?}", file.name);
-            }
-        }
-    }
-}
-
-/// The library's own register files, against the offsets that these tests have written down.
-#[test]
-fn the_offsets_of_the_librarys_register_files() {
-    for file in files::ALL {
-        assert_eq!((file.library.offsets(), file.library.rflags()), (&file.offsets[..], file.rflags), "{}", file.name);
-    }
-}
-
-/// Linux's `struct pt_regs`, as a C compiler has it from the kernel's own header.
-#[cfg(target_os = "linux")]
-#[test]
-fn pt_regs_as_the_kernel_has_it() {
-    const FIELDS: [&str; 16] = [
-        "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "eflags",
-    ];
-    let asserts =
-        FIELDS.iter().zip(RegisterFile::PT_REGS.offsets().iter().copied().chain(RegisterFile::PT_REGS.rflags()));
-    let asserts: String = asserts
-        .map(|(field, offset)| {
-            format!("_Static_assert(__builtin_offsetof(struct pt_regs, {field}) == {offset}, \"{field}\");\n")
-        })
-        .collect();
-    let compile = |source: String| {
-        let mut gcc = Command::new("gcc");
-        gcc.args(["-fsyntax-only", "-x", "c", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
-        let mut gcc = gcc.spawn()?;
-        gcc.stdin.take().unwrap().write_all(source.as_bytes())?;
-        gcc.wait_with_output()
-    };
-    let header = "#include <asm/ptrace.h>\n";
-    match compile(header.into()) {
-        Ok(output) if output.status.success() => {}
-        found => {
-            let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
-            assert!(!ci, "gcc and the kernel's headers have to be there: {found:?}");
-            println!("skipped, there is no gcc, or there are no headers of the kernel's: {found:?}");
-            return;
-        }
-    }
-    let output = compile(format!("{header}{asserts}")).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

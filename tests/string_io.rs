@@ -1,5 +1,6 @@
 //! INS and OUTS: the registers that the instruction owns, the memory it moves, and what is left when it ends early.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use ioemul::{
@@ -15,8 +16,7 @@ struct Fifo {
 }
 
 impl PortDevice for Fifo {
-    fn port_in(&mut self, _: PortAccess, gprs: &mut Gprs) -> u32 {
-        self.taken.lock().unwrap().push((0, *gprs));
+    fn port_in(&mut self, _: PortAccess, _: &mut Gprs) -> u32 {
         self.next += 0x0101_0101;
         self.next
     }
@@ -42,15 +42,13 @@ impl PortDevice for Fifo {
 
 type Taken = Arc<Mutex<Vec<(u32, Gprs)>>>;
 
-/// An emulator in each layout, and one without machine code, with the FIFO at 0x300 to 0x303, and what the FIFO was given.
+/// Emulators, one in each layout and one without machine code, with the FIFO at 0x300 to 0x303, and what the FIFO was given.
 fn emulators(refuse_after: usize) -> impl Iterator<Item = (IoEmulator, Taken)> {
     StubLayout::ALL.iter().copied().map(Some).chain([None]).map(move |layout| {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let mut bus = SoftwareBus::new();
         bus.attach(0x300..=0x303, Fifo { next: 0, taken: taken.clone(), refuse_after }).unwrap();
-        let mut ports = PortSet::none();
-        ports.allow(0x300..=0x310);
-        let builder = IoEmulator::builder().ports(ports).bus(bus);
+        let builder = IoEmulator::builder().ports(PortSet::from(0x300..=0x310)).bus(bus);
         let builder = match layout {
             Some(layout) => builder.layout(layout),
             None => builder.direct(),
@@ -62,7 +60,7 @@ fn emulators(refuse_after: usize) -> impl Iterator<Item = (IoEmulator, Taken)> {
 /// Registers that are all different; DX is the FIFO's port.
 fn registers(rcx: u64) -> Gprs {
     let words = std::array::from_fn(|i| 0x0123_4567_89ab_cdef_u64.rotate_left(4 * i as u32));
-    Gprs { rcx, rdx: 0xffff_0000_0000_0300, rflags: 0xabcd_0000_0000_0a95, ..Gprs::from_words(words) }
+    Gprs { rcx, rdx: 0xffff_0000_0000_0300, rflags: 0, ..Gprs::from_words(words) }
 }
 
 fn forms(direction: Direction) -> impl Iterator<Item = (IoInsn, bool, bool)> {
@@ -80,7 +78,7 @@ fn written(value: u64, addr32: bool) -> u64 {
 #[test]
 fn ins_fills_memory_and_moves_its_registers_alone() {
     for (insn, rep, addr32) in forms(Direction::In) {
-        for (mut emulator, taken) in emulators(usize::MAX) {
+        for (mut emulator, _) in emulators(usize::MAX) {
             let before = registers(if addr32 { 0xdead_beef_0000_0003 } else { 3 });
             let (mut gprs, mut memory) = (before, [0xaa; 16]);
             let width = usize::from(insn.width.bytes());
@@ -94,8 +92,6 @@ fn ins_fills_memory_and_moves_its_registers_alone() {
                 ..before
             };
             assert_eq!(gprs, after, "{insn}");
-            let seen = taken.lock().unwrap()[0].1;
-            assert_eq!(seen, before, "{insn}: all registers are the guest's, RSI and RDI too");
         }
     }
 }
@@ -116,7 +112,7 @@ fn outs_reads_memory_with_the_guest_in_view() {
                 .map(|element| element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
                 .collect();
             assert_eq!(taken.iter().map(|taken| taken.0).collect::<Vec<_>>(), expected, "{insn}");
-            assert_eq!(taken[0].1, before, "{insn}: all registers are the guest's, RSI and RDI too");
+            assert!(taken.iter().all(|taken| taken.1 == before), "{insn}: all of them are the guest's");
             let after = Gprs {
                 rcx: if rep { 0 } else { before.rcx },
                 rsi: written(before.rsi.wrapping_add(len as u64), addr32),
@@ -152,65 +148,114 @@ fn an_access_that_ends_early_says_how_far_it_got() {
         let before = registers(5);
         let (mut gprs, mut memory) = (before, [0; 20]);
         let error = emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut memory).unwrap_err();
-        assert!(matches!(error, Error::Device { access, .. } if access.port == 0x300 && access.width == Width::Word));
+        assert_eq!(
+            error.to_string(),
+            "IN of 2 bytes from port 0x0300: the device refused the access: the FIFO is stuck"
+        );
         assert_eq!(gprs, Gprs { rcx: 3, rdi: before.rdi + 4, ..before });
         assert_eq!(memory[..6], [1, 1, 2, 2, 0, 0]);
     }
+}
+
+/// Emulators with these devices: in each layout, and without machine code.
+fn everywhere(devices: impl Fn() -> SoftwareBus, ports: PortSet) -> impl Iterator<Item = IoEmulator> {
+    StubLayout::ALL.iter().copied().map(Some).chain([None]).map(move |layout| {
+        let builder = IoEmulator::builder().ports(ports.clone()).bus(devices());
+        match layout {
+            Some(layout) => builder.layout(layout).build().unwrap(),
+            None => builder.direct().build().unwrap(),
+        }
+    })
+}
+
+#[test]
+fn an_outs_that_ends_early_says_how_far_it_got() {
     for (mut emulator, taken) in emulators(2) {
         let before = registers(5);
         let mut gprs = before;
-        let memory: Vec<u8> = (0..20).collect();
-        let error = emulator.write_string(IoInsn::rep_outs(Width::Dword), &mut gprs, &memory).unwrap_err();
-        assert!(matches!(error, Error::Device { access, .. } if access.port == 0x300 && access.width == Width::Dword));
+        let data: Vec<u8> = (1..=20).collect();
+        let error = emulator.write_string(IoInsn::rep_outs(Width::Dword), &mut gprs, &data).unwrap_err();
+        assert!(matches!(error, Error::Device { access, .. } if access.insn == IoInsn::rep_outs(Width::Dword)));
         assert_eq!(gprs, Gprs { rcx: 3, rsi: before.rsi + 8, ..before });
-        let taken: Vec<u32> = taken.lock().unwrap().iter().map(|taken| taken.0).collect();
-        assert_eq!(taken, [0x0302_0100, 0x0706_0504]);
+        let taken: Vec<_> = taken.lock().unwrap().iter().map(|taken| taken.0).collect();
+        assert_eq!(taken, [0x0403_0201, 0x0807_0605]);
     }
-    // At the first element: nothing has moved.
-    for (mut emulator, _) in emulators(0) {
-        let before = registers(0xffff_0000_0000_0002);
-        for bits in [AddressSize::Bits32, AddressSize::Bits64] {
-            let operand = PortOperand::String { rep: false, address: bits, segment: ioemul::Segment::Ds };
-            let mut gprs = before;
-            let insn = IoInsn { operand, ..IoInsn::outs(Width::Word) };
-            emulator.write_string(insn, &mut gprs, &[0; 4]).unwrap_err();
-            assert_eq!(gprs, before);
+}
+
+/// Ends after so many bytes, whole elements or not, having changed all registers; panics at `usize::MAX`.
+struct Ends(usize, Arc<Mutex<Vec<Gprs>>>);
+
+impl Ends {
+    fn end(&self, gprs: &mut Gprs) -> Result<(), StringError> {
+        self.1.lock().unwrap().push(*gprs);
+        *gprs = Gprs::from_words([!0; 16]);
+        match self.0 {
+            usize::MAX => panic!("the device model has a bug"),
+            done => Err(StringError { done, source: "no paper".into() }),
         }
     }
 }
 
-/// RCX, RSI and RDI are the instruction's own where it moves them, whatever a device writes there; all else is the
-/// device's.
-#[test]
-fn a_device_has_the_other_registers_in_its_hands() {
-    struct All;
-    impl PortDevice for All {
-        fn try_read_string(&mut self, _: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
-            data.fill(7);
-            *gprs = Gprs::from_words([0x77; 16]);
-            Ok(())
-        }
-        fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
-            self.try_read_string(access, &mut data.to_vec(), gprs)
-        }
+impl PortDevice for Ends {
+    fn try_read_string(&mut self, _: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        data.fill(0x77);
+        self.end(gprs)
     }
-    for layout in StubLayout::ALL.iter().copied().map(Some).chain([None]) {
-        let mut bus = SoftwareBus::new();
-        bus.attach(0x300..=0x30f, All).unwrap();
-        let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
-        let builder = if let Some(layout) = layout { builder.layout(layout) } else { builder.direct() };
-        let mut emulator = builder.build().unwrap();
-        let before = registers(4);
-        let left = Gprs {
-            rflags: before.rflags & !Gprs::STATUS_FLAGS | 0x77 & Gprs::STATUS_FLAGS,
-            ..Gprs::from_words([0x77; 16])
+
+    fn try_write_string(&mut self, _: PortAccess, _: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        self.end(gprs)
+    }
+}
+
+/// A device that stops within an element has not transferred it, and none has transferred more than it was given.
+/// Whatever the device made of the registers, those of the instruction say how far it got and the others are put back.
+#[test]
+fn progress_is_in_whole_elements() {
+    for done in [0, 1, 3, 4, 7, 8, 11, 12, 13, 1000, usize::MAX] {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let bus = || {
+            let mut bus = SoftwareBus::new();
+            bus.attach(0x300..=0x303, Ends(done, seen.clone())).unwrap();
+            bus
         };
-        let mut gprs = before;
-        emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut [0; 8]).unwrap();
-        assert_eq!(gprs, Gprs { rcx: 0, rdi: before.rdi + 8, ..left }, "{layout:?}");
-        let mut gprs = before;
-        emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &[0; 8]).unwrap();
-        assert_eq!(gprs, Gprs { rcx: 0, rsi: before.rsi + 8, ..left }, "{layout:?}");
+        for mut emulator in everywhere(bus, PortSet::all()) {
+            for direction in [Direction::In, Direction::Out] {
+                for (insn, rep, addr32) in forms(direction) {
+                    let width = usize::from(insn.width.bytes());
+                    let count = if rep { 12 / width as u64 } else { 1 };
+                    let len = count as usize * width;
+                    let before = registers(12 / width as u64);
+                    let (mut gprs, mut memory) = (before, [0; 12]);
+                    let result = catch_unwind(AssertUnwindSafe(|| match direction {
+                        Direction::In => emulator.read_string(insn, &mut gprs, &mut memory),
+                        Direction::Out => emulator.write_string(insn, &mut gprs, &memory),
+                    }));
+                    assert_eq!(
+                        seen.lock().unwrap().pop(),
+                        Some(before),
+                        "{insn}: the device sees the guest's registers"
+                    );
+                    if done == usize::MAX {
+                        assert_eq!(result.unwrap_err().downcast_ref(), Some(&"the device model has a bug"));
+                        assert_eq!(gprs, before, "{insn}");
+                        continue;
+                    }
+                    let error = result.unwrap().unwrap_err();
+                    assert!(error.to_string().ends_with("the device refused the access: no paper"), "{error}");
+                    let moved = done.min(len) / width * width;
+                    let pointer = |start: u64| match moved {
+                        0 => start,
+                        _ => written(start.wrapping_add(moved as u64), addr32),
+                    };
+                    let after = match direction {
+                        Direction::In => Gprs { rdi: pointer(before.rdi), ..before },
+                        Direction::Out => Gprs { rsi: pointer(before.rsi), ..before },
+                    };
+                    let rcx = if rep { before.rcx - (moved / width) as u64 } else { before.rcx };
+                    assert_eq!(gprs, Gprs { rcx, ..after }, "{insn}, {done} bytes");
+                }
+            }
+        }
     }
 }
 
@@ -243,7 +288,10 @@ fn a_guests_addresses_are_never_followed() {
         assert!(matches!(error, Error::StringForm { insn: refused } if refused == insn));
     }
     let error = emulator.emulate(&[0xf3, 0x6c], &mut gprs).unwrap_err();
-    assert!(matches!(error, Error::StringForm { .. }), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "`rep insb` moves data between a port and memory: `read_string` runs INS, `write_string` OUTS, `execute` neither"
+    );
     assert!(emulator.write_string(IoInsn::rep_ins(Width::Byte), &mut gprs, &[0]).is_err());
     assert!(emulator.read_string(IoInsn::in_dx(Width::Byte), &mut gprs, &mut [0]).is_err());
     assert_eq!(gprs, before);
@@ -320,18 +368,24 @@ fn call_with_df(stub: *const u8, gprs: &mut Gprs, direction: u64) -> (u64, u64) 
     (result, flags)
 }
 
-/// A caller that has DF set, against the psABI, has it set afterwards; and the guest's, in the register file, is nobody's
-/// business.
+/// A caller that has DF set, against the psABI, has it set afterwards; the instruction runs with DF clear. The DF of the
+/// register file is the guest's, and is neither loaded nor stored.
 #[test]
 fn the_direction_flag_is_the_callers() {
-    for &layout in StubLayout::ALL {
+    // pushfq; pop rax; test ah, 4; jz forwards; cld; call forwards; std; ret
+    const ENTRY: [u8; 15] = [0x9c, 0x58, 0xf6, 0xc4, 0x04, 0x74, 0x08, 0xfc, 0xe8, 0x02, 0x00, 0x00, 0x00, 0xfd, 0xc3];
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
         for insn in IoInsn::strings() {
-            for (direction, guests) in [(0, 0), (0, DF), (DF, 0), (DF, DF)] {
-                let before = Gprs { rflags: guests, ..registers(1) };
-                let mut gprs = before;
-                let (result, flags) = call_with_df(table.stub(insn).code().as_ptr(), &mut gprs, direction);
-                assert_eq!((result, flags & DF, gprs), (0, direction, before), "{layout:?} {insn}");
+            let stub = table.stub(insn);
+            assert!(stub.code().starts_with(&ENTRY), "{:02x?}", stub.code());
+            for direction in [0, DF] {
+                for guests in [0, DF] {
+                    let before = Gprs { rflags: guests, ..registers(1) };
+                    let mut gprs = before;
+                    let (result, flags) = call_with_df(stub.code().as_ptr(), &mut gprs, direction);
+                    assert_eq!((result, flags & DF, gprs), (0, direction, before), "{layout:?} {insn}");
+                }
             }
         }
     }
@@ -340,15 +394,50 @@ fn the_direction_flag_is_the_callers() {
 /// A fault is no exception to that.
 #[test]
 fn the_direction_flag_is_the_callers_after_a_fault() {
-    for &layout in StubLayout::ALL {
+    for layout in StubLayout::ALL.iter().copied() {
         let table = StubTable::new(layout).unwrap();
         for insn in IoInsn::strings() {
             for direction in [0, DF] {
-                let before = registers(1);
+                let before = Gprs { rflags: DF, ..registers(1) };
                 let mut gprs = before;
                 let (result, flags) = call_with_df(table.stub(insn).code().as_ptr(), &mut gprs, direction);
                 assert_eq!((result, flags & DF, gprs), (1, direction, before), "{layout:?} {insn}");
             }
         }
+    }
+}
+
+/// RCX, RSI and RDI are the instruction's own where it moves them, whatever a device writes there; all else is the
+/// device's.
+#[test]
+fn a_device_has_the_other_registers_in_its_hands() {
+    struct All;
+    impl PortDevice for All {
+        fn try_read_string(&mut self, _: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+            data.fill(7);
+            *gprs = Gprs::from_words([0x77; 16]);
+            Ok(())
+        }
+        fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+            self.try_read_string(access, &mut data.to_vec(), gprs)
+        }
+    }
+    for layout in StubLayout::ALL.iter().copied().map(Some).chain([None]) {
+        let mut bus = SoftwareBus::new();
+        bus.attach(0x300..=0x30f, All).unwrap();
+        let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
+        let builder = if let Some(layout) = layout { builder.layout(layout) } else { builder.direct() };
+        let mut emulator = builder.build().unwrap();
+        let before = registers(4);
+        let left = Gprs {
+            rflags: before.rflags & !Gprs::STATUS_FLAGS | 0x77 & Gprs::STATUS_FLAGS,
+            ..Gprs::from_words([0x77; 16])
+        };
+        let mut gprs = before;
+        emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut [0; 8]).unwrap();
+        assert_eq!(gprs, Gprs { rcx: 0, rdi: before.rdi + 8, ..left }, "{layout:?}");
+        let mut gprs = before;
+        emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &[0; 8]).unwrap();
+        assert_eq!(gprs, Gprs { rcx: 0, rsi: before.rsi + 8, ..left }, "{layout:?}");
     }
 }

@@ -5,7 +5,9 @@ use std::io;
 
 use ioemul::devices::Latch;
 use ioemul::trace::{Record, RecordedError, Trace, TraceError, TraceProblem, TraceWriter};
-use ioemul::{DeviceError, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
+use ioemul::{
+    DeviceError, Error, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width,
+};
 use proptest::prelude::*;
 
 const FILE: &str = r#"{"ioemul-trace":1}
@@ -186,42 +188,50 @@ fn a_writer_and_a_trace_write_the_same() {
     assert_eq!(String::from_utf8(writer.finish().unwrap()).unwrap(), written(&trace));
 }
 
-/// What ends in an error is written like all else: a refusal, one in the middle of a string, a fault.
+/// What is refused and what faults is written with its error, as a trace in memory has it.
 #[test]
-fn a_writer_writes_errors_as_a_trace_does() {
-    struct Broken(usize, IoFault);
-    impl PortDevice for Broken {
+fn a_writer_has_faults_and_refusals() {
+    struct Models;
+    impl PortDevice for Models {
         fn try_access(&mut self, access: PortAccess, _: u32, _: &mut Gprs) -> Result<u32, DeviceError> {
-            self.0 += 1;
-            match (self.0, access.port) {
-                (4, _) => Err("no more".into()),
-                (_, 0x11) => Err(self.1.into()),
-                (_, 0x12) => Err("never".into()),
-                _ => Ok(0xa5),
+            match access.port {
+                0x10 => Err("out of paper".into()),
+                // A fault as the CPU reports it, which a device model may stand for.
+                _ => Err(Box::new(fault())),
             }
         }
     }
-    let documented = read(FILE).unwrap();
-    let Some(RecordedError::Fault(fault)) = documented.records()[2].error else { panic!("the third is a fault") };
+    fn fault() -> IoFault {
+        let file = format!("{}\n{}\n{{\"records\":1}}\n", FILE.lines().next().unwrap(), FILE.lines().nth(3).unwrap());
+        match read(&file).unwrap().records()[0].error {
+            Some(RecordedError::Fault(fault)) => fault,
+            ref other => panic!("{other:?}"),
+        }
+    }
     let mut bus = SoftwareBus::new();
-    bus.attach(0x10..=0x12, Broken(0, fault)).unwrap();
-    let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
-    let mut both = builder.events((Trace::new(), TraceWriter::new(Vec::new()).unwrap())).build().unwrap();
-    let mut gprs = Gprs { rcx: 5, rdx: 0x10, rdi: 0x1000, ..Gprs::default() };
-    both.execute(IoInsn::in_imm8(Width::Byte, 0x11), &mut gprs).unwrap_err();
-    both.execute(IoInsn::out_imm8(Width::Byte, 0x12), &mut gprs).unwrap_err();
-    both.read_string(IoInsn::rep_ins(Width::Byte), &mut gprs, &mut [0; 5]).unwrap_err();
-    let (trace, writer) = both.into_events();
+    bus.attach(0x10..=0x11, Models).unwrap();
+    let events = (Trace::new(), TraceWriter::new(Vec::new()).unwrap());
+    let mut emulator = IoEmulator::builder().ports(PortSet::from(0x10..=0x11)).bus(bus).events(events).build().unwrap();
+    let mut gprs = Gprs { rax: 0x85, rcx: 2, rdx: 0x10, ..Gprs::default() };
+    let error = emulator.execute(IoInsn::out_dx(Width::Byte), &mut gprs).unwrap_err();
+    assert!(matches!(error, Error::Device { .. }), "{error}");
+    let error = emulator.execute(IoInsn::in_imm8(Width::Byte, 0x11), &mut gprs).unwrap_err();
+    assert!(matches!(error, Error::Fault { fault: same, .. } if same == fault()), "{error}");
+    emulator.read_string(IoInsn::rep_ins(Width::Byte), &mut gprs, &mut [0; 2]).unwrap_err();
+    emulator.execute(IoInsn::in_imm8(Width::Byte, 0x12), &mut gprs).unwrap_err(); // denied, and not recorded
+    let (trace, writer) = emulator.into_events();
     assert_eq!(writer.records(), 3);
     let file = String::from_utf8(writer.finish().unwrap()).unwrap();
     assert_eq!(file, written(&trace));
-    let expected = r#"{"ioemul-trace":1}
-{"insn":"in al, 0x11","before":{"rcx":"0x5","rdx":"0x10","rdi":"0x1000"},"fault":{"vector":13,"error_code":0,"address":"0x0"}}
-{"insn":"out 0x12, al","before":{"rcx":"0x5","rdx":"0x10","rdi":"0x1000"},"refused":"never"}
-{"insn":"rep insb","before":{"rcx":"0x5","rdx":"0x10","rdi":"0x1000"},"after":{"rcx":"0x4","rdi":"0x1001"},"data":"a5","refused":"no more"}
+    assert_eq!(
+        file,
+        r#"{"ioemul-trace":1}
+{"insn":"out dx, al","before":{"rax":"0x85","rcx":"0x2","rdx":"0x10"},"refused":"out of paper"}
+{"insn":"in al, 0x11","before":{"rax":"0x85","rcx":"0x2","rdx":"0x10"},"fault":{"vector":13,"error_code":0,"address":"0x0"}}
+{"insn":"rep insb","before":{"rax":"0x85","rcx":"0x2","rdx":"0x10"},"refused":"out of paper"}
 {"records":3}
-"#;
-    assert_eq!(file, expected);
+"#
+    );
     assert_eq!(read(&file).unwrap(), trace);
 }
 

@@ -31,6 +31,8 @@ struct BusFrame<'b, 'm> {
     /// Called by the trampoline.
     access: extern "sysv64" fn(*mut BusFrame<'_, '_>, *mut Gprs, u32),
     bus: &'b mut SoftwareBus,
+    /// The guest's instruction. (A stub of INS or OUTS stands for forms of other address sizes and segments, too.)
+    insn: IoInsn,
     /// The memory of INS or OUTS, and how many bytes of it were moved.
     memory: Option<&'b mut Memory<'m>>,
     done: usize,
@@ -83,7 +85,7 @@ unsafe fn run_with<'b, 'm>(
     gprs: &mut Gprs,
 ) -> (usize, Result<(), Error>) {
     let port = insn.port(gprs);
-    let mut frame = BusFrame { access, bus, memory, done: 0, failure: None };
+    let mut frame = BusFrame { access, bus, insn, memory, done: 0, failure: None };
     let mut result = StubResult::default();
     // SAFETY: the stub accesses no hardware, keeps the registers that a function keeps, and finds what it expects.
     unsafe {
@@ -131,12 +133,11 @@ extern "sysv64" fn access(frame: *mut BusFrame<'_, '_>, gprs: *mut Gprs, descrip
     // SAFETY: the trampoline passes what `run` gave to the stub; nobody else uses it meanwhile.
     let (frame, gprs) = unsafe { (&mut *frame, &mut *gprs) };
     if frame.failure.is_none() {
-        let BusFrame { bus, memory, done, failure, .. } = frame;
-        let insn = trampoline::decode(description);
+        let BusFrame { bus, insn, memory, done, failure, .. } = frame;
         match catch_unwind(AssertUnwindSafe(|| match memory {
-            None => bus.try_access(insn, gprs),
+            None => bus.try_access(trampoline::decode(description), gprs),
             Some(memory) => {
-                let (bytes, result) = bus.string(insn, memory, gprs);
+                let (bytes, result) = bus.string(*insn, memory, gprs);
                 *done = bytes;
                 result
             }
@@ -182,7 +183,8 @@ mod tests {
             let words = 9 + usize::from(layout == StubLayout::Rop);
             for stub in [table.stub(insn), table.resolve(insn, &given)] {
                 let mut bus = SoftwareBus::new();
-                let mut frame = BusFrame { access: not_reached, bus: &mut bus, memory: None, done: 0, failure: None };
+                let mut frame =
+                    BusFrame { access: not_reached, bus: &mut bus, insn, memory: None, done: 0, failure: None };
                 let mut gprs = given;
                 let (result, exception): (u64, u64);
                 // SAFETY: the stub keeps R13, and with it the way back to this stack.

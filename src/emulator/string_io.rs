@@ -105,14 +105,17 @@ impl<E: Events> IoEmulator<E> {
             (_, None, _) => (0, Err(Error::StringForm { insn })), // `permit` names a side that is there
         };
         // These are the instruction's own, whatever a device has left there. With 32-bit addresses the results are
-        // zero-extended; where nothing was moved, nothing is written.
-        let moved = |start: u64| if done == 0 { start } else { start.wrapping_add(done as u64) & address.mask() };
+        // zero-extended, with 16-bit ones the upper bits stay; where nothing was moved, nothing is written.
+        let kept = if address == AddressSize::Bits16 { !address.mask() } else { 0 };
+        let moved = |start: u64| {
+            if done == 0 { start } else { start & kept | start.wrapping_add(done as u64) & address.mask() }
+        };
         (gprs.rsi, gprs.rdi) = match insn.direction {
             Direction::In => (if result.is_ok() { gprs.rsi } else { before.rsi }, moved(before.rdi)),
             Direction::Out => (moved(before.rsi), if result.is_ok() { gprs.rdi } else { before.rdi }),
         };
         if rep {
-            gprs.rcx = if done == 0 { before.rcx } else { count - done as u64 / width };
+            gprs.rcx = if done == 0 { before.rcx } else { before.rcx & kept | (count - done as u64 / width) };
         }
         let data = memory.as_slice().get(..done).unwrap_or_default();
         events::end(&mut self.events, &attempt, (gprs, data), started, &result);

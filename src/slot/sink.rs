@@ -6,21 +6,41 @@ use super::place::room;
 use crate::EmitError;
 use crate::stub::{CodeSink, Helper};
 
-/// The addresses of helpers, in the order of [`Helper::ALL`]; [`NOWHERE`] of those that there are none of.
-pub(crate) type Targets = [u64; Helper::COUNT];
+/// The addresses of the helpers that are there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Targets {
+    /// In the order of [`Helper::ALL`].
+    at: [u64; Helper::COUNT],
+    /// A bit for each that is there: less of a kernel's stack than an option for each.
+    known: u16,
+}
 
-/// No code can be there: it is in the hole of the address space, however many levels page tables have.
-const NOWHERE: u64 = 1 << 63;
+impl Targets {
+    /// The helpers and their addresses, but for the return thunk, which is the host's.
+    pub fn helpers(self) -> impl Iterator<Item = (Helper, u64)> + Clone {
+        let own = Helper::ALL.into_iter().filter(|helper| *helper != Helper::ReturnThunk);
+        own.filter_map(move |helper| Some((helper, self.get(helper)?)))
+    }
+
+    fn get(&self, helper: Helper) -> Option<u64> {
+        self.at.get(helper as usize).copied().filter(|_| self.known >> (helper as u16) & 1 != 0)
+    }
+
+    fn set(&mut self, helper: Helper, address: u64) {
+        if let Some(at) = self.at.get_mut(helper as usize) {
+            *at = address;
+            self.known |= 1 << (helper as u16);
+        }
+    }
+}
 
 /// No helper yet, but the host's return thunk.
 pub(crate) fn with_thunk(return_thunk: Option<u64>) -> Targets {
-    Helper::ALL.map(|helper| return_thunk.filter(|_| helper == Helper::ReturnThunk).unwrap_or(NOWHERE))
-}
-
-/// The helpers that are there, and their addresses.
-pub(crate) fn helpers_in(targets: Targets) -> impl Iterator<Item = (Helper, u64)> + Clone {
-    let own = Helper::ALL.into_iter().zip(targets).filter(|helper| helper.0 != Helper::ReturnThunk);
-    own.filter(|helper| helper.1 != NOWHERE)
+    let mut targets = Targets::default();
+    if let Some(address) = return_thunk {
+        targets.set(Helper::ReturnThunk, address);
+    }
+    targets
 }
 
 /// Runs `emit` without memory, checks everything, and then once more to write. Returns the number of bytes.
@@ -198,9 +218,7 @@ impl CodeSink for SlotSink<'_> {
 
     fn dynamic_label(&mut self, helper: Helper) {
         let here = self.settle(Label::Helper(helper));
-        if let Some(target) = self.helpers.get_mut(helper as usize) {
-            *target = here;
-        }
+        self.helpers.set(helper, here);
     }
 
     fn forward_reloc(&mut self, name: &'static str, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
@@ -216,7 +234,7 @@ impl CodeSink for SlotSink<'_> {
 
     #[inline]
     fn dynamic_reloc(&mut self, helper: Helper, target_offset: isize, field_offset: u8, ref_offset: u8, kind: u8) {
-        let known = self.helpers.get(helper as usize).copied().filter(|target| *target != NOWHERE);
+        let known = self.helpers.get(helper);
         self.reloc(Label::Helper(helper), known, target_offset, (field_offset, ref_offset), kind);
     }
 }

@@ -23,8 +23,8 @@ impl Replay {
     /// refuses any other: [`Error::Device`](crate::Error::Device), its source a [`ReplayError`] that shows what was
     /// expected and what came. The access that was expected can still be made afterwards.
     ///
-    /// Of RFLAGS, the status flags are compared, which an access has in view, and no other bit. What says where the data of
-    /// a string instruction is, RSI or RDI, is not compared: its data is.
+    /// Of RFLAGS the status flags are compared, which the access was given with the other registers; the rest of it
+    /// never reaches a port. What a string instruction has in RCX, and in RSI or RDI, is its own and not compared.
     pub fn strict(self) -> (SoftwareBus, Progress) {
         self.bus(false)
     }
@@ -313,16 +313,16 @@ impl Got<'_> {
         }
     }
 
-    /// Compares everything that the access has in view, but where the data of a string instruction is.
+    /// Compares everything but a string instruction's own registers, and of RFLAGS the status flags.
     fn check(&self, number: usize, record: &Record, gprs: &Gprs) -> Result<(), ReplayError> {
         let own: &[&str] = match (self.string, self.access.direction) {
             (None, _) => &[],
             (Some(_), Direction::In) => &["rcx", "rdi"],
             (Some(_), Direction::Out) => &["rcx", "rsi"],
         };
-        let in_view = |gprs: &Gprs| Gprs { rflags: gprs.rflags & Gprs::STATUS_FLAGS, ..*gprs };
-        let differences = in_view(&record.before).differences(&in_view(gprs));
-        let registers: Vec<_> = differences.filter(|(register, ..)| !own.contains(register)).collect();
+        let seen = |gprs: &Gprs| Gprs { rflags: gprs.rflags & Gprs::STATUS_FLAGS, ..*gprs };
+        let registers: Vec<_> =
+            seen(&record.before).differences(&seen(gprs)).filter(|(register, ..)| !own.contains(register)).collect();
         let writes_as = self.writes_as(record);
         if self.is_access_of(record) && writes_as && registers.is_empty() {
             return Ok(());

@@ -60,8 +60,6 @@ impl Bit {
 enum Word {
     Whole(Value),
     Bits(Vec<Bit>),
-    /// Bits less a power of two, which a bit that is set in another word will make up for.
-    Less(Vec<Bit>, u32),
 }
 
 impl Word {
@@ -69,7 +67,6 @@ impl Word {
         match self {
             Word::Whole(value) => (0..64).map(|bit| Bit::of(*value, bit)).collect(),
             Word::Bits(bits) => bits.clone(),
-            Word::Less(..) => panic!("a sum that is not complete: {self:?}"),
         }
     }
 
@@ -81,19 +78,8 @@ impl Word {
         match self {
             Word::Whole(own) => *own == value,
             Word::Bits(bits) => bits.iter().enumerate().all(|(at, bit)| *bit == Bit::of(value, at as u8)),
-            Word::Less(..) => false,
         }
     }
-}
-
-/// The sum of two words that have no bit in common.
-fn union(a: Vec<Bit>, b: Vec<Bit>, insn: &Instruction) -> Vec<Bit> {
-    let bits = a.into_iter().zip(b).map(|(a, b)| match (a.is(false), b.is(false)) {
-        (true, _) => b,
-        (_, true) => a,
-        _ => panic!("both words have the bit: {insn}"),
-    });
-    bits.collect()
 }
 
 /// The status flags, by their positions in RFLAGS.
@@ -187,6 +173,8 @@ struct State {
     assumed: BTreeMap<(Value, u8), bool>,
     branches: BTreeMap<u64, u32>,
     unknown: u32,
+    /// The register that is 2 short of what it is said to hold.
+    owed: Option<Register>,
     /// Behind a fault.
     landed: bool,
 }
@@ -223,6 +211,7 @@ impl Listing {
             assumed: BTreeMap::new(),
             branches: BTreeMap::new(),
             unknown: 0,
+            owed: None,
             landed: false,
         }];
         let mut walked = Walked::default();
@@ -338,7 +327,7 @@ impl Listing {
                 state.clobber_flags(&STATUS);
             }
             Mnemonic::Or => {
-                let bits = union(state.read(op0), state.read(op1), insn);
+                let bits = union(&state.read(op0), &state.read(op1), insn);
                 state.write(op0, &Word::Bits(bits), 8 * op0.size());
                 state.clobber_flags(&STATUS);
             }
@@ -360,34 +349,35 @@ impl Listing {
                 state.write(op0, &Word::Bits(bits), 8 * len / 8);
                 state.clobber_flags(&STATUS);
             }
-            // Of one bit to what is missing to 0x80: overflows exactly when the bit is set.
-            Mnemonic::Add if op0.size() == 1 && insn.op1_kind() == OpKind::Immediate8 => {
-                let (bits, missing) = (state.read(op0), 0x80 - immediate(1));
-                assert!(missing.is_power_of_two(), "{insn}");
-                let own = missing.trailing_zeros() as usize;
-                assert!(bits.iter().enumerate().all(|(at, bit)| at == own || bit.is(false)), "{insn}");
+            // Of one bit, alone in its byte, to what is short of 0x80 by it: overflows exactly when the bit is set.
+            Mnemonic::Add if op0.size() == 1 => {
+                let (bits, one) = (state.read(op0), (0x80 - immediate(1)).trailing_zeros() as usize);
+                assert_eq!(0x80 - immediate(1), 1 << one, "{insn}");
+                assert!(bits.iter().enumerate().all(|(at, bit)| at == one || bit.is(false)), "{insn}");
                 let unknown = state.unknown();
                 state.write(op0, &Word::Whole(unknown), 8);
                 state.clobber_flags(&STATUS);
-                state.flags[OF] = bits[own].clone();
+                state.flags[OF] = bits[one].clone();
             }
+            // Sums of what has no bit in common are unions. Bit 1, which LAHF always sets, has been taken off before.
             Mnemonic::Add => {
+                assert_eq!(state.owed.take(), Some(op0), "{insn}");
                 let mut other = state.read(op1);
-                let bits = match &state.registers[&op0] {
-                    Word::Less(bits, at) => {
-                        assert!(other[*at as usize].is(true), "{insn}");
-                        other[*at as usize] = Bit::constant(false);
-                        bits.clone()
-                    }
-                    word => word.bits(),
-                };
-                let sum = union(bits, other, insn);
-                state.write(op0, &Word::Bits(sum), 8 * op0.size());
+                assert!(other[1].is(true), "bit 1 of LAHF: {insn}");
+                other[1] = Bit::constant(false);
+                let bits = union(&state.read(op0), &other, insn);
+                state.write(op0, &Word::Bits(bits), 64);
                 state.clobber_flags(&STATUS);
+            }
+            Mnemonic::Lea if insn.memory_index() != Register::None => {
+                assert_eq!((insn.memory_displacement64() as i64, insn.memory_index_scale()), (-2, 1), "{insn}");
+                let bits = union(&state.read(insn.memory_base()), &state.read(insn.memory_index()), insn);
+                state.write(op0, &Word::Bits(bits), 64);
+                state.owed = Some(op0);
             }
             Mnemonic::Movzx => {
                 let mut bits = state.read(op1);
-                bits.resize(64, Bit::constant(false));
+                bits.resize(8 * op0.size(), Bit::constant(false));
                 state.write(op0, &Word::Bits(bits), 8 * op0.size());
             }
             Mnemonic::Sahf => {
@@ -420,13 +410,6 @@ impl Listing {
             Mnemonic::Lea if op0 == Register::RSP => {
                 assert_eq!((insn.memory_base(), insn.memory_displacement64()), (Register::RSP, 8), "{insn}");
                 state.pop();
-            }
-            Mnemonic::Lea if insn.memory_index() != Register::None => {
-                assert_eq!(insn.memory_index_scale(), 1, "{insn}");
-                let bits = union(state.read(insn.memory_base()), state.read(insn.memory_index()), insn);
-                let less = (insn.memory_displacement64() as i64).unsigned_abs();
-                assert!((insn.memory_displacement64() as i64) < 0 && less.is_power_of_two(), "{insn}");
-                state.registers.insert(op0, Word::Less(bits, less.trailing_zeros()));
             }
             Mnemonic::Lea if insn.is_ip_rel_memory_operand() => {
                 state.registers.insert(op0, Word::Whole(Value::Code(insn.ip_rel_memory_address())));
@@ -706,6 +689,16 @@ const STRING_REGISTERS: &[Register] = &[Register::RCX, Register::RSI, Register::
 /// The registers that say how far an instruction got.
 fn string_registers(code: Code) -> &'static [Register] {
     if is_io(code) && super::kind(code).is_none() { STRING_REGISTERS } else { &[] }
+}
+
+/// Of two words that have no bit in common.
+fn union(a: &[Bit], b: &[Bit], insn: &Instruction) -> Vec<Bit> {
+    let either = |(a, b): (&Bit, &Bit)| match (a.is(false), b.is(false)) {
+        (true, _) => b.clone(),
+        (_, true) => a.clone(),
+        _ => panic!("the union of two bits: {insn}"),
+    };
+    a.iter().zip(b).map(either).collect()
 }
 
 fn is_high(register: Register) -> bool {

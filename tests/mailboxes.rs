@@ -1,0 +1,314 @@
+//! The quirks on a bus: which accesses each makes, in which order, with which registers and flags; and the same from
+//! the stubs of every layout as from a bus without machine code.
+#![cfg(feature = "std")]
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::{Rng, any_gprs, cases, host};
+use ioemul::{
+    DeviceError, Direction, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, Quirk, QuirkTable, SoftwareBus,
+    StubLayout, StubTable, Width,
+};
+use proptest::prelude::*;
+
+const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
+const IN: IoInsn = IoInsn::in_dx(Width::Byte);
+
+/// What a device saw of an access.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Seen {
+    insn: IoInsn,
+    port: u16,
+    /// Of an OUT.
+    value: Option<u32>,
+    gprs: Gprs,
+}
+
+/// A device that answers by a function of the access's number, and writes down what it sees.
+struct Model<F> {
+    saw: Arc<Mutex<Vec<Seen>>>,
+    answer: F,
+}
+
+impl<F: FnMut(usize, &mut Gprs) -> Result<u32, DeviceError> + Send> PortDevice for Model<F> {
+    fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
+        let PortAccess { insn, port, width, direction, .. } = access;
+        assert_eq!((width, direction), (insn.width, insn.direction));
+        let value = (direction == Direction::Out).then_some(value);
+        let mut saw = self.saw.lock().unwrap();
+        saw.push(Seen { insn, port, value, gprs: *gprs });
+        (self.answer)(saw.len() - 1, gprs)
+    }
+}
+
+/// Every layout, and none: a bus without machine code.
+fn layouts() -> impl Iterator<Item = Option<StubLayout>> {
+    StubLayout::ALL.iter().copied().map(Some).chain([None])
+}
+
+/// Executes an instruction where every port has the device: what came of it, what the device saw, the registers.
+fn execute<F>(
+    layout: Option<StubLayout>,
+    quirk: Quirk,
+    insn: IoInsn,
+    given: Gprs,
+    answer: F,
+) -> (Result<(), String>, Vec<Seen>, Gprs)
+where
+    F: FnMut(usize, &mut Gprs) -> Result<u32, DeviceError> + Send + 'static,
+{
+    let saw = Arc::<Mutex<Vec<Seen>>>::default();
+    let mut bus = SoftwareBus::new();
+    bus.attach(0..=0xffff, Model { saw: saw.clone(), answer }).unwrap();
+    let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus).quirks(QuirkTable::from_iter([quirk]));
+    let builder = match layout {
+        Some(layout) => builder.layout(layout),
+        None => builder.direct(),
+    };
+    let mut emulator = builder.build().unwrap();
+    let (mut gprs, mut result) = (given, Ok(()));
+    host::watch(|| result = emulator.execute(insn, &mut gprs));
+    let saw = std::mem::take(&mut *saw.lock().unwrap());
+    (result.map_err(|error| error.to_string()), saw, gprs)
+}
+
+/// Checks in every layout: at each access, by its instruction and port, the device leaves the registers that go with
+/// it (and answers 0x5c to an IN), and sees those of the access before; the last ones are the guest's in the end.
+fn expect(quirk: Quirk, insn: IoInsn, given: Gprs, accesses: &[(IoInsn, u16, Gprs)]) {
+    const ANSWER: u8 = 0x5c;
+    let (mut before, mut expected) = (given, Vec::new());
+    for &(insn, port, left) in accesses {
+        let value = (insn.direction == Direction::Out).then_some(u32::from(before.rax as u8));
+        expected.push(Seen { insn, port, value, gprs: before });
+        // Of RFLAGS, the status flags are the device's.
+        let rflags = given.rflags & !Gprs::STATUS_FLAGS | left.rflags & Gprs::STATUS_FLAGS;
+        let rax = if insn.direction == Direction::In { left.rax & !0xff | u64::from(ANSWER) } else { left.rax };
+        before = Gprs { rax, rflags, ..left };
+    }
+    for layout in layouts() {
+        let leave: Vec<Gprs> = accesses.iter().map(|access| access.2).collect();
+        let answer = move |n: usize, gprs: &mut Gprs| {
+            *gprs = leave[n];
+            Ok(ANSWER.into())
+        };
+        let (result, saw, gprs) = execute(layout, quirk, insn, given, answer);
+        let name = quirk.name();
+        assert_eq!((result, saw, gprs), (Ok(()), expected.clone(), before), "{name} {layout:?} {insn}");
+    }
+}
+
+/// Random registers with these in AX or AL, and in DX.
+fn with(rng: &mut Rng, (mask, rax): (u64, u64), dx: u64) -> Gprs {
+    let any = rng.gprs();
+    Gprs { rax: any.rax & !mask | rax, rdx: any.rdx & !0xffff | dx, ..any }
+}
+
+const fn imm8(port: u8) -> IoInsn {
+    IoInsn::out_imm8(Width::Byte, port)
+}
+
+#[test]
+fn dell() {
+    let mut rng = Rng(1);
+    for _ in 0..8 {
+        let given = with(&mut rng, (0xff, 0xa3), 0xb2);
+        // Through DX, and by an immediate whatever is in DX. AL and DX are as the device leaves them.
+        let [first, second] = [(); 2].map(|()| rng.gprs());
+        expect(Quirk::DELL_SMM, OUT, given, &[(OUT, 0xb2, first), (imm8(0x84), 0x84, second)]);
+        let given = with(&mut rng, (0xff, 0xa3), 0x1234);
+        expect(Quirk::DELL_SMM, imm8(0xb2), given, &[(imm8(0xb2), 0xb2, first), (imm8(0x84), 0x84, second)]);
+        // Another command, another port.
+        let given = with(&mut rng, (0xff, 0xa2), 0xb2);
+        expect(Quirk::DELL_SMM, OUT, given, &[(OUT, 0xb2, first)]);
+        let given = with(&mut rng, (0xff, 0xa3), 0xb3);
+        expect(Quirk::DELL_SMM, OUT, given, &[(OUT, 0xb3, first)]);
+        expect(Quirk::DELL_SMM, imm8(0xb3), given, &[(imm8(0xb3), 0xb3, first)]);
+    }
+}
+
+#[test]
+fn smapi() {
+    let mut rng = Rng(2);
+    for _ in 0..8 {
+        let [first, second] = [(); 2].map(|()| rng.gprs());
+        let given = with(&mut rng, (0xffff, 0x5380), 0xb2);
+        expect(Quirk::THINKPAD_SMAPI, OUT, given, &[(OUT, 0xb2, first), (imm8(0x4f), 0x4f, second)]);
+        // By an immediate it is none of SMAPI's.
+        expect(Quirk::THINKPAD_SMAPI, imm8(0xb2), given, &[(imm8(0xb2), 0xb2, first)]);
+        let given = with(&mut rng, (0xffff, 0x5280), 0xb2);
+        expect(Quirk::THINKPAD_SMAPI, OUT, given, &[(OUT, 0xb2, first)]);
+        // The port that the CMOS names.
+        let given = with(&mut rng, (0xffff, 0x5380), 0x2f8);
+        let accesses = [(OUT, 0x2f8, first), (imm8(0x4f), 0x4f, second)];
+        expect(Quirk::THINKPAD_SMAPI.at_port(0x2f8), OUT, given, &accesses);
+    }
+}
+
+#[test]
+fn read_back() {
+    let mut rng = Rng(3);
+    for _ in 0..8 {
+        let given = with(&mut rng, (0, 0), 0xb2);
+        let first = with(&mut rng, (0, 0), 0xb2);
+        let [other, second] = [(); 2].map(|()| rng.gprs());
+        expect(Quirk::READ_BACK, OUT, given, &[(OUT, 0xb2, first), (IN, 0xb2, second)]);
+        let elsewhere = Gprs { rdx: first.rdx ^ 0x100, ..other };
+        expect(Quirk::READ_BACK, OUT, given, &[(OUT, 0xb2, elsewhere)]);
+        expect(Quirk::READ_BACK, imm8(0xb2), given, &[(imm8(0xb2), 0xb2, other)]);
+    }
+}
+
+/// On a bus nothing happens but in an access, so there is nothing to wait for: CF and all others come back as the
+/// device left them.
+#[test]
+fn gsmi() {
+    let mut rng = Rng(4);
+    for quirk in [Quirk::GSMI_CARRY, Quirk::GSMI_SPIN] {
+        for flags in 0..64_u64 {
+            let spread = flags & 1 | (flags & 2) << 1 | (flags & 4) << 2 | (flags & 0x18) << 3 | (flags & 0x20) << 6;
+            let given = with(&mut rng, (0xff, 0xef), 0xb2);
+            let left = Gprs { rflags: spread, ..rng.gprs() };
+            expect(quirk, OUT, given, &[(OUT, 0xb2, left)]);
+            // And in, left alone by the device.
+            let given = Gprs { rflags: given.rflags & !Gprs::STATUS_FLAGS | spread, ..given };
+            expect(quirk, OUT, given, &[(OUT, 0xb2, given)]);
+            let moved = Gprs { rdx: 0x4d8, ..given };
+            expect(quirk.at_port(0x4d8), OUT, moved, &[(OUT, 0x4d8, left)]);
+        }
+    }
+}
+
+#[test]
+fn proliant() {
+    let mut rng = Rng(5);
+    for quirk in [Quirk::PROLIANT, Quirk::PROLIANT_UNBOUNDED] {
+        for _ in 0..8 {
+            let given = with(&mut rng, (0x80, 0x80), 0xcd4);
+            // The answer, 0x5c, is "ready".
+            let first = with(&mut rng, (0, 0), 0xcd4);
+            let second = rng.gprs();
+            expect(quirk, OUT, given, &[(OUT, 0xcd4, first), (IN, 0xcd4, second)]);
+            let elsewhere = Gprs { rdx: first.rdx ^ 1, ..first };
+            expect(quirk, OUT, given, &[(OUT, 0xcd4, elsewhere)]);
+            let declined = Gprs { rax: given.rax ^ 0x80, ..given };
+            expect(quirk, OUT, declined, &[(OUT, 0xcd4, second)]);
+        }
+    }
+}
+
+/// The device sees in each read what it left in the one before, the flags too: the poll's own tests do not show.
+#[test]
+fn each_turn_of_the_poll() {
+    for quirk in [Quirk::PROLIANT, Quirk::PROLIANT_UNBOUNDED] {
+        for layout in layouts() {
+            let given = with(&mut Rng(6), (0xff, 0x85), 0xcd4);
+            let leave = |n: usize| with(&mut Rng(100 + n as u64), (0, 0), 0xcd4);
+            let answer = |n: usize| if n < 20 { 0x80 | n as u32 } else { 0x7f };
+            let (result, saw, gprs) = execute(layout, quirk, OUT, given, move |n, gprs| {
+                *gprs = leave(n);
+                Ok(answer(n))
+            });
+            let (mut before, mut expected) = (given, Vec::new());
+            for n in 0..=20 {
+                let (insn, value) = if n == 0 { (OUT, Some(0x85)) } else { (IN, None) };
+                expected.push(Seen { insn, port: 0xcd4, value, gprs: before });
+                let left = leave(n);
+                let rax = if n == 0 { left.rax } else { left.rax & !0xff | u64::from(answer(n)) };
+                let rflags = given.rflags & !Gprs::STATUS_FLAGS | left.rflags & Gprs::STATUS_FLAGS;
+                before = Gprs { rax, rflags, ..left };
+            }
+            assert_eq!((result, saw, gprs), (Ok(()), expected, before), "{} {layout:?}", quirk.name());
+        }
+    }
+}
+
+/// Without any access, what goes into a quirk's stub comes out: waits and looks change no register and no flag.
+#[test]
+fn without_an_access_nothing_changes() {
+    for quirk in Quirk::ALL {
+        for &layout in StubLayout::ALL {
+            let quirks = QuirkTable::from_iter([*quirk]);
+            let table = StubTable::builder().layout(layout).quirks(quirks).elide_io(true).build().unwrap();
+            let trigger = quirk.trigger();
+            for seed in 0..4 {
+                let (mask, value) = (trigger.mask.into(), trigger.value.into());
+                let given = with(&mut Rng(seed), (mask, value), trigger.port.into());
+                for insn in trigger.forms().into_iter().flatten() {
+                    let stub = table.resolve(insn, &given);
+                    assert_ne!(stub.code().as_ptr(), table.stub(insn).code().as_ptr());
+                    let mut gprs = given;
+                    // SAFETY: a stub without an access, and a register file.
+                    assert_eq!(unsafe { host::call(stub.entry() as *const u8, &mut gprs) }, 0);
+                    assert_eq!(gprs, given, "{} {layout:?} {insn}", quirk.name());
+                }
+            }
+        }
+    }
+}
+
+/// A device that does anything, the same for the same seed: it changes registers and flags, now and then DX, and
+/// seldom refuses.
+fn anything(seed: u64, port: u16) -> impl FnMut(usize, &mut Gprs) -> Result<u32, DeviceError> + Send + 'static {
+    let mut rng = Rng(seed);
+    move |_, gprs| {
+        let dice = rng.next();
+        let any = rng.gprs();
+        let rdx = match dice & 7 {
+            0 => any.rdx,
+            1 => any.rdx & !0xffff | u64::from(port),
+            2 => any.rdx & !0xffff | u64::from(port ^ 1 << (any.rcx % 16)),
+            _ => gprs.rdx,
+        };
+        let rflags = if dice & 0x10 == 0 { any.rflags } else { gprs.rflags };
+        match dice >> 8 & 3 {
+            0 => *gprs = any,
+            1 => (gprs.rax, gprs.r15) = (any.rax, any.r15),
+            _ => {}
+        }
+        (gprs.rdx, gprs.rflags) = (rdx, rflags);
+        if dice >> 16 & 31 == 0 {
+            return Err(format!("refused: {dice:#x}").into());
+        }
+        // "Busy" more often than not.
+        let answer = (dice >> 32) as u32;
+        Ok(if dice & 0x60 == 0 { answer } else { answer & !1 | 0x80 })
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn every_way_is_the_same(given in any_gprs(), seed in any::<u64>(), elsewhere in any::<u16>(), taken in 0..8) {
+        for quirk in Quirk::ALL {
+            let own = quirk.trigger().port;
+            for quirk in [*quirk, quirk.at_port(elsewhere), quirk.at_port(elsewhere & 0xff)] {
+                let trigger = *quirk.trigger();
+                for insn in [OUT, imm8(trigger.port as u8)] {
+                    // Taken as a rule.
+                    let (mask, value) = if taken > 0 { (trigger.mask, trigger.value) } else { (0, 0) };
+                    let rax = given.rax & !u64::from(mask) | u64::from(value);
+                    let given = Gprs { rax, rdx: given.rdx & !0xffff | u64::from(trigger.port), ..given };
+                    let run = |layout| execute(layout, quirk, insn, given, anything(seed, trigger.port));
+                    let expected = run(None);
+                    let first = expected.1[0];
+                    prop_assert_eq!((first.insn, first.gprs), (insn, given));
+                    prop_assert!(expected.0.is_ok() || expected.2 == given);
+                    let permitted: Vec<_> = if quirk.applies(insn, given.rax, given.rdx) {
+                        quirk.accesses(insn).map(|access| (access.insn, access.port)).collect()
+                    } else {
+                        vec![(insn, insn.port(&given))]
+                    };
+                    prop_assert!(expected.1.iter().all(|seen| permitted.contains(&(seen.insn, seen.port))));
+                    for &layout in StubLayout::ALL {
+                        let found = run(Some(layout));
+                        prop_assert_eq!(&found, &expected, "{} at {:#x} ({:#x}) {:?} {}", quirk.name(), trigger.port,
+                            own, layout, insn);
+                    }
+                }
+            }
+        }
+    }
+}
