@@ -1,125 +1,99 @@
-//! Stubs written through one mapping and executed in another, as a hypervisor's are; and their faults, resumed by a handler
-//! that sets RIP and nothing else.
+//! Stubs written through one mapping and executed in another, as a hypervisor's are, and resumed there after faults.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
 mod common;
 
+use std::arch::asm;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 use std::{mem, ptr};
 
 use common::alias::Alias;
-use common::slots::{QUIRKS, hardenings, options};
-use common::{Rng, files, host};
-use dynasm::dynasm;
+use common::files::{self, Memory};
+use common::slots::{QUIRKS, file, options};
+use common::walk::is_io;
+use common::{Rng, host, some_forms};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use ioemul::{
-    CodeSink, CodeTable, EmitOptions, Faulted, Gprs, Helpers, IoInsn, Payload, Quirk, Ring, StubLayout, Trigger, Width,
-    emit_stub, stub_fixup,
+    CodeSink, CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Payload, Quirk, Ring, StubLayout, SymbolName, Trigger,
+    Width, emit_stub, stub_fixup,
 };
 
-const OUT: IoInsn = IoInsn::out_imm8(Width::Byte, 0x80);
+const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
+const IN: IoInsn = IoInsn::in_dx(Width::Byte);
 
 /// CPUID, which needs no privilege, where the access would be.
 fn cpuid() -> Quirk {
     // SAFETY: CPUID changes four registers.
-    unsafe { Quirk::new("CPUID", Trigger::out(Width::Byte, 0x80), |payload| payload.extend(&[0x0f, 0xa2])) }
+    unsafe { Quirk::new("CPUID", Trigger::out_dx(Width::Byte, 0x80), |payload| payload.extend(&[0x0f, 0xa2])) }
 }
 
-/// What CPUID makes of these registers.
-fn after_cpuid(given: Gprs) -> Gprs {
-    let leaf = std::arch::x86_64::__cpuid_count(given.rax as u32, given.rcx as u32);
-    let [rax, rbx, rcx, rdx] = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(u64::from);
-    Gprs { rax, rbx, rcx, rdx, ..given }
+/// Accesses with 0, 1, 2, 29 and again 1 word on the stack, of a payload that is machine code.
+fn at_many_depths() -> Quirk {
+    fn payload(payload: &mut Payload<'_>) {
+        payload.io(OUT);
+        dynasm::dynasm!(payload ; .arch x64 ; push rbx);
+        payload.pushed(8);
+        payload.io(IoInsn::in_imm8(Width::Dword, 0x80));
+        dynasm::dynasm!(payload ; .arch x64 ; pushfq);
+        payload.pushed(8);
+        payload.io(IoInsn::out_imm8(Width::Word, 0x81));
+        dynasm::dynasm!(payload ; .arch x64 ; lea rsp, [DWORD rsp - 216]);
+        payload.pushed(216);
+        payload.io(IN);
+        dynasm::dynasm!(payload ; .arch x64 ; lea rsp, [DWORD rsp + 216]);
+        payload.popped(216);
+        dynasm::dynasm!(payload ; .arch x64 ; popfq);
+        payload.popped(8);
+        payload.io(IoInsn::in_imm8(Width::Word, 0x82));
+        dynasm::dynasm!(payload ; .arch x64 ; pop rbx);
+        payload.popped(8);
+    }
+    // SAFETY: it pops what it pushes, says so, and touches nothing else.
+    unsafe { Quirk::new("at many depths", Trigger::out(Width::Byte, 0x84), payload) }
+}
+
+/// A register file's contents as the memory of `file` can show them.
+fn visible(gprs: Gprs, file: &files::File) -> Gprs {
+    Gprs { rflags: if file.rflags.is_some() { gprs.rflags } else { 0 }, ..gprs }
 }
 
 /// Runs a stub that executes CPUID.
-fn runs_cpuid(entry: *const u8, seed: u64) {
-    let given = Gprs { rax: 0x8000_0000, ..Rng(seed).gprs() };
-    let mut gprs = given;
+fn runs_cpuid(entry: u64, file: &files::File, seed: u64) {
+    let random = Rng(seed).gprs();
+    let given = Gprs { rax: 0x8000_0000, rdx: random.rdx & !0xffff | 0x80, ..random };
+    let mut memory = Memory::new(*file, &given);
     // SAFETY: a stub and a register file.
-    assert_eq!(unsafe { host::call(entry, &mut gprs) }, 0);
-    assert_eq!(gprs, after_cpuid(given));
+    assert_eq!(unsafe { host::call(entry as *const u8, memory.pointer()) }, 0);
+    let leaf = std::arch::x86_64::__cpuid_count(0x8000_0000, given.rcx as u32);
+    let [rax, rbx, rcx, rdx] = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx].map(u64::from);
+    assert_eq!(memory.gprs(), visible(Gprs { rax, rbx, rcx, rdx, ..given }, file));
 }
 
 #[test]
 fn written_through_one_mapping_and_executed_in_another() {
     let quirks = [cpuid()];
     for &layout in StubLayout::ALL {
-        let mut alias = Alias::new(0x3000);
-        let va = alias.va();
-        let (first, second) = alias.memory().split_at_mut(0x1000);
-        // A return thunk of the caller's: RET.
-        first[0x800] = 0xc3;
-        for (seed, options) in hardenings().enumerate() {
-            let thunk = options.return_thunk.map(|_| va + 0x800);
-            let options = options.layout(layout).return_thunk(thunk).quirks(&quirks).ring(Ring::Three);
-            let helpers = Helpers::emit(&mut first[..0x800], va, &options).unwrap();
-            let at = 0x100 + 0x311 * seed;
-            emit_stub(&mut second[at..], va + 0x1000 + at as u64, OUT, &helpers).unwrap();
-            runs_cpuid((va + 0x1000 + at as u64) as *const u8, seed as u64);
-        }
-    }
-}
-
-/// A slot decides when it is called which quirk takes the access, if any does: as [`CodeTable::resolve`] does before.
-#[test]
-fn a_slot_looks_at_the_register_file() {
-    fn load<const VALUE: u32>(payload: &mut Payload<'_>) {
-        payload.push(0xbb); // mov ebx
-        payload.extend(&VALUE.to_le_bytes());
-    }
-    let dx = |port| Trigger::out_dx(Width::Byte, port);
-    // SAFETY: each changes RBX alone.
-    let quirks = unsafe {
-        [
-            Quirk::new("masked", dx(0x8001).rax(0x8000_00ff, 0x8000_0012), load::<1>),
-            Quirk::new("the same port", dx(0x8001).rax(0x0f, 0x02), load::<2>),
-            Quirk::new("any RAX", dx(0x7001), load::<3>),
-            Quirk::new("everything else", dx(0xcd4).rax(1, 1), load::<4>),
-        ]
-    };
-    let insn = IoInsn::out_dx(Width::Byte);
-    let high = 0xffff_ffff_0000_0000_u64;
-    let cases: [(u64, u64, Option<u32>); 9] = [
-        (0x8000_0012, 0x8001, Some(1)),
-        (high | 0x8fff_ff12, high | 0x1234_8001, Some(1)),
-        (0x0000_0012, 0x8001, Some(2)),
-        (0x8000_0032, 0x8001, Some(2)),
-        (0x8000_0012, 0x7001, Some(3)),
-        (0x0000_0000, 0x7001, Some(3)),
-        (0x0000_0001, 0x0cd4, Some(4)),
-        (0x8000_0011, 0x8001, None),
-        (0x0000_0002, 0x0cd4, None),
-    ];
-    for &layout in StubLayout::ALL {
         for file in files::ALL {
-            for endbr64 in [false, true] {
-                let options = EmitOptions::new().layout(layout).registers(file.library).endbr64(endbr64);
-                let options = options.quirks(&quirks).ring(Ring::Three);
-                let mut alias = Alias::new(0x2000);
-                let va = alias.va();
-                let (first, second) = alias.memory().split_at_mut(0x1000);
-                let helpers = Helpers::emit(first, va, &options).unwrap();
-                let len = emit_stub(second, va + 0x1000, insn, &helpers).unwrap();
-                // Where none takes it, the access faults: the flow is seen by which stub's fault is none of a quirk's.
-                let fixups: Vec<u64> = (va + 0x1000..va + 0x1000 + len as u64)
-                    .filter(|rip| stub_fixup(va + 0x1000, insn, &helpers, *rip).is_some())
-                    .collect();
-                PADS.lock()
-                    .unwrap()
-                    .extend(fixups.iter().map(|rip| (*rip, stub_fixup(va + 0x1000, insn, &helpers, *rip).unwrap())));
-                install();
-                for (rax, rdx, expected) in cases {
-                    let mut given = Gprs { rax, rdx, ..Rng(rax).gprs() };
-                    if file.rflags.is_none() {
-                        given.rflags = 0;
-                    }
-                    let mut memory = files::Memory::new(*file, &given);
-                    // SAFETY: a stub and its register file; the process has no privilege for any port.
-                    let result = unsafe { host::call((va + 0x1000) as *const u8, memory.pointer()) };
-                    let rbx = expected.map_or(given.rbx, u64::from);
-                    assert_eq!((result, memory.gprs()), (u64::from(expected.is_none()), Gprs { rbx, ..given }));
-                }
-                forget(&fixups);
+            let mut alias = Alias::new(0x4000);
+            let va = alias.va();
+            let (first, second) = alias.memory().split_at_mut(0x1000);
+            // A return thunk of the caller's: RET.
+            first[0x800] = 0xc3;
+            for bits in 0..8 {
+                let options = EmitOptions::new()
+                    .layout(layout)
+                    .registers(file.library)
+                    .endbr64(bits & 1 != 0)
+                    .return_thunk((bits & 2 != 0).then_some(va + 0x800))
+                    .int3(bits & 4 != 0)
+                    .ring(Ring::Three)
+                    .quirks(&quirks);
+                let helpers = Helpers::emit(&mut first[..0x800], va, &options).unwrap();
+                let at = 0x100 + 0x511 * bits;
+                let va = va + 0x1000 + at as u64;
+                emit_stub(&mut second[at..], va, OUT, &helpers).unwrap();
+                runs_cpuid(va, file, bits as u64);
             }
         }
     }
@@ -129,68 +103,74 @@ fn a_slot_looks_at_the_register_file() {
 fn a_table_written_through_one_mapping_and_executed_in_another() {
     let quirks = [cpuid()];
     for &layout in StubLayout::ALL {
-        let options = EmitOptions::new().layout(layout).quirks(&quirks).ring(Ring::Three);
-        let mut alias = Alias::new(CodeTable::size(&options));
-        let va = alias.va();
-        let table = CodeTable::emit(alias.memory(), va, &options).unwrap();
-        let entry = table.resolve(OUT, 0, 0).unwrap();
-        assert_ne!(Some(entry), table.entry(OUT));
-        let input = IoInsn::in_dx(Width::Byte);
-        assert_eq!(table.resolve(input, 0, 0), table.entry(input));
-        runs_cpuid(entry as *const u8, 0);
-        // The same by the table's own call.
-        let given = Gprs { rax: 0x8000_0000, ..Rng(1).gprs() };
-        let mut gprs = given;
-        // SAFETY: the bytes are in place, and CPUID is no access.
-        host::watch(|| assert_eq!(unsafe { table.call(OUT, &mut gprs) }, Ok(())));
-        assert_eq!(gprs, after_cpuid(given));
-        PADS.lock().unwrap().extend(table.faults());
-        install();
-        let given = Rng(2).gprs();
-        let mut gprs = given;
-        // SAFETY: the process has no privilege for any port, and a handler knows where the fault resumes.
-        host::watch(|| assert_eq!(unsafe { table.call(input, &mut gprs) }, Err(Faulted::AtAccess)));
-        for insn in IoInsn::strings() {
-            // SAFETY: makes no access.
-            assert_eq!(unsafe { table.call(insn, &mut gprs) }, Err(Faulted::StringForm { insn }));
-            assert_eq!((table.entry(insn), table.resolve(insn, 0, 0)), (None, None));
+        for file in files::ALL {
+            let options = EmitOptions::new().layout(layout).registers(file.library).ring(Ring::Three).quirks(&quirks);
+            let mut alias = Alias::new(CodeTable::size(&options));
+            let va = alias.va();
+            let table = CodeTable::emit(alias.memory(), va, &options).unwrap();
+            let entry = table.resolve(OUT, 0, 0x80);
+            assert_ne!(entry, table.entry(OUT));
+            assert_eq!(table.resolve(OUT, 0, 0x81), table.entry(OUT));
+            assert_eq!(table.resolve(IN, 0, 0x80), table.entry(IN));
+            runs_cpuid(entry.unwrap(), file, 0);
         }
-        let options = options.registers(ioemul::RegisterFile::PT_REGS);
-        let other = CodeTable::emit(&mut vec![0; CodeTable::size(&options)], va, &options).unwrap();
-        // SAFETY: makes no access.
-        assert_eq!(unsafe { other.call(input, &mut gprs) }, Err(Faulted::OtherRegisterFile));
-        assert_eq!(gprs, given);
-        forget(&table.faults().map(|fault| fault.0).collect::<Vec<_>>());
     }
 }
 
-/// What the handler knows: addresses of instructions, and where their faults resume.
-static PADS: Mutex<std::collections::BTreeMap<u64, u64>> = Mutex::new(std::collections::BTreeMap::new());
-
-fn forget(rips: &[u64]) {
-    let mut pads = PADS.lock().unwrap();
-    for rip in rips {
-        pads.remove(rip);
-    }
+/// What a host's exception table knows of an instruction.
+struct Fault {
+    rip: u64,
+    pad: u64,
+    next: u64,
+    is_string: bool,
 }
 
-/// What a host's exception table does: it sets RIP, and nothing else. The stubs here are none that this crate's own handler
-/// knows.
+/// What the handler is to do with faults: pass over so many, as if the access had been made and had changed nothing,
+/// then resume.
+struct Resume {
+    list: Vec<Fault>,
+    skip: AtomicUsize,
+    /// Move RCX, RSI and RDI first, as if a string instruction had got somewhere before it faulted.
+    progress: AtomicBool,
+    seen: AtomicUsize,
+}
+
+const PROGRESS: [i64; 3] = [-3, 0x10, 0x20];
+
+static RESUME: AtomicPtr<Resume> = AtomicPtr::new(ptr::null_mut());
+
+/// A host's handler, which this crate's own knows nothing of. It sets RIP, and nothing else.
 extern "C" fn handler(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel's context. A fault in a stub interrupts nobody who holds the lock.
+    // SAFETY: the kernel's context; the list is complete before the first fault.
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
-        match PADS.lock().unwrap().get(&rip) {
-            Some(pad) => registers[libc::REG_RIP as usize] = *pad as i64,
-            None => {
-                libc::signal(signal, libc::SIG_DFL);
+        let fault = RESUME.load(SeqCst).as_ref().and_then(|resume| {
+            let at = resume.list.binary_search_by_key(&rip, |fault| fault.rip).ok()?;
+            Some((resume, &resume.list[at]))
+        });
+        let Some((resume, fault)) = fault else {
+            libc::signal(signal, libc::SIG_DFL);
+            return;
+        };
+        if resume.seen.fetch_add(1, SeqCst) < resume.skip.load(SeqCst) {
+            registers[libc::REG_RIP as usize] = fault.next as i64;
+            return;
+        }
+        if fault.is_string && resume.progress.load(SeqCst) {
+            let moved = [libc::REG_RCX, libc::REG_RSI, libc::REG_RDI];
+            for (register, by) in moved.into_iter().zip(PROGRESS) {
+                registers[register as usize] = registers[register as usize].wrapping_add(by);
             }
         }
+        registers[libc::REG_RIP as usize] = fault.pad as i64;
     }
 }
 
-fn install() {
+/// Installs the handler, and keeps it for one test at a time.
+fn with_handler(test: impl FnOnce()) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     // SAFETY: all-zero is a valid sigaction; the handler has the signature that the flags say.
     unsafe {
         let mut action: libc::sigaction = mem::zeroed();
@@ -198,136 +178,273 @@ fn install() {
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         assert_eq!(libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut()), 0);
     }
+    test();
+    RESUME.store(ptr::null_mut(), SeqCst);
 }
 
-/// Calls a stub that must fault, with the host's registers watched: it returns 1, and the register file is as it was.
-fn faults(entry: u64, file: files::File, given: Gprs) {
-    let given = if file.rflags.is_none() { Gprs { rflags: 0, ..given } } else { given };
-    let mut memory = files::Memory::new(file, &given);
-    // SAFETY: a stub and its register file; the process has no privilege for CLI and any port.
-    let result = unsafe { host::call(entry as *const u8, memory.pointer()) };
-    assert_eq!((result, memory.gprs()), (1, given), "{}", file.name);
+impl Resume {
+    fn new(mut list: Vec<Fault>) -> Box<Self> {
+        list.sort_by_key(|fault| fault.rip);
+        Box::new(Self { list, skip: 0.into(), progress: false.into(), seen: 0.into() })
+    }
+
+    fn prepare(&self, skip: usize, progress: bool) {
+        self.skip.store(skip, SeqCst);
+        self.progress.store(progress, SeqCst);
+        self.seen.store(0, SeqCst);
+        RESUME.store(ptr::from_ref(self).cast_mut(), SeqCst);
+    }
+
+    /// Runs a stub to its fault behind `skip` others. Returns whether there was one.
+    fn run(&self, entry: u64, file: &files::File, given: Gprs, skip: usize, progress: bool) -> bool {
+        let mut memory = Memory::new(*file, &given);
+        self.prepare(skip, progress);
+        // SAFETY: a stub and a register file; the process has no privilege for CLI and any port.
+        let result = unsafe { host::call(entry as *const u8, memory.pointer()) };
+        let faulted = self.seen.load(SeqCst) > skip;
+        assert_eq!(result, u64::from(faulted), "{}, {skip} passed over", file.name);
+        let moved = |value: u64, by: usize| value.wrapping_add_signed(if progress { PROGRESS[by] } else { 0 });
+        let expected = Gprs { rcx: moved(given.rcx, 0), rsi: moved(given.rsi, 1), rdi: moved(given.rdi, 2), ..given };
+        assert_eq!(memory.gprs(), visible(expected, file), "{}, {skip} passed over", file.name);
+        faulted
+    }
+
+    fn run_string(&self, entry: u64, file: &files::File, seed: u64) {
+        let given = Gprs { rcx: 7, ..Rng(seed).gprs() };
+        assert!(self.run(entry, file, given, 0, false));
+        assert!(self.run(entry, file, given, 0, true));
+        assert!(!self.run(entry, file, given, 1, false), "one access");
+    }
+
+    fn run_plain(&self, entry: u64, file: &files::File, seed: u64) {
+        // No quirk is for this port.
+        let given = Rng(seed).gprs();
+        let given = Gprs { rdx: given.rdx & !0xffff | 0x1234, ..given };
+        assert!(self.run(entry, file, given, 0, false));
+        assert!(!self.run(entry, file, given, 1, false), "one access");
+    }
+
+    fn run_quirk(&self, entry: u64, file: &files::File, given: Gprs) -> usize {
+        let faults = (0..7).take_while(|skip| self.run(entry, file, given, *skip, false)).count();
+        assert!(faults > 0);
+        faults
+    }
 }
 
-/// Registers with which a string instruction would move one element of nobody's memory.
-fn registers(seed: u64, element: *mut u64) -> Gprs {
-    Gprs { rcx: 1, rsi: element as u64, rdi: element as u64, ..Rng(seed).gprs() }
+/// Registers with which the quirk takes an access.
+fn triggering(quirk: &Quirk, seed: u64) -> Gprs {
+    let (trigger, random) = (quirk.trigger(), Rng(seed).gprs());
+    Gprs {
+        rax: random.rax & !u64::from(trigger.mask) | u64::from(trigger.value),
+        rdx: random.rdx & !0xffff | u64::from(trigger.port),
+        ..random
+    }
 }
 
-/// A slot of each option and form. With 32-bit addresses INS and OUTS are no good here: there is no memory of theirs.
+/// How many faults a quirk goes through when each is passed over, as far as they are counted: CLI is one of them.
+fn check_count(quirk: &Quirk, insn: IoInsn, ring: Ring, faults: usize) {
+    let expected = match quirk.name() {
+        "at many depths" => 5,
+        "Dell SMM" | "ThinkPad SMAPI" | "read-back" => 2,
+        "GSMI carry handshake" | "GSMI spin" => 1,
+        _ => return assert!(faults >= 2, "{} {insn} {ring:?}", quirk.name()),
+    };
+    assert_eq!(faults, expected, "{} {insn} {ring:?}", quirk.name());
+}
+
+/// What a fault can be at: the accesses, and CLI, which a process may not execute.
+fn can_fault(insn: &Instruction) -> bool {
+    is_io(insn.code()) || insn.mnemonic() == Mnemonic::Cli
+}
+
+fn fault(insn: &Instruction, pad: u64) -> Fault {
+    Fault { rip: insn.ip(), pad, next: insn.next_ip(), is_string: insn.is_string_instruction() }
+}
+
+fn decode(code: &[u8], va: u64) -> Vec<Instruction> {
+    Decoder::with_ip(64, code, va, DecoderOptions::NONE).iter().collect()
+}
+
+/// All options, and every quirk for every register file, in as few tables as hold them.
+fn all_options<'q>(layout: StubLayout, lists: &'q [Vec<Quirk>]) -> Vec<EmitOptions<'q>> {
+    let mut all: Vec<EmitOptions<'q>> =
+        options(layout).into_iter().map(|options| options.quirks(options.quirks)).collect();
+    for file in files::ALL {
+        for quirks in lists {
+            for ring in [Ring::Zero, Ring::Three] {
+                all.push(EmitOptions::new().layout(layout).registers(file.library).ring(ring).quirks(quirks));
+            }
+        }
+    }
+    for quirks in lists {
+        all.extend(
+            common::slots::hardenings().map(|options| {
+                options.layout(layout).ring(Ring::Three).registers(files::ALL[2].library).quirks(quirks)
+            }),
+        );
+    }
+    all
+}
+
+fn lists() -> [Vec<Quirk>; 2] {
+    let second = [Quirk::PROLIANT_UNBOUNDED, Quirk::THINKPAD_SMAPI, Quirk::GSMI_SPIN, at_many_depths()];
+    let lists = [QUIRKS[8].to_vec(), second.to_vec()];
+    let listed = |quirk: &Quirk| lists.iter().flatten().any(|other| other.name() == quirk.name());
+    assert!(Quirk::ALL.iter().all(listed));
+    lists
+}
+
 #[test]
 fn a_fault_in_a_slot_is_resumed_by_rip_alone() {
-    let mut element = 0_u64;
-    let string = |insn: &IoInsn| {
-        matches!(insn.operand, ioemul::PortOperand::String { address: ioemul::AddressSize::Bits64, .. })
-    };
-    let insns: Vec<IoInsn> = [
-        IoInsn::out_dx(Width::Byte),
-        IoInsn::out_imm8(Width::Byte, 0xb2),
-        IoInsn::in_imm8(Width::Word, 0x71),
-        IoInsn::in_dx(Width::Dword),
-    ]
-    .into_iter()
-    .chain(IoInsn::strings().filter(string))
-    .collect();
-    install();
-    for &layout in StubLayout::ALL {
-        for (seed, options) in options(layout).into_iter().enumerate() {
-            let file = common::slots::file(&options);
-            let mut alias = Alias::new(0x1000 + 0x800 * insns.len());
-            let va = alias.va();
-            let options = options.return_thunk(options.return_thunk.map(|_| va + 0x800));
-            let (first, second) = alias.memory().split_at_mut(0x1000);
-            first[0x800] = 0xc3;
-            let helpers = Helpers::emit(&mut first[..0x800], va, &options).unwrap();
-            for (i, insn) in insns.iter().enumerate() {
-                let entry = va + 0x1000 + 0x800 * i as u64;
-                let len = emit_stub(&mut second[0x800 * i..0x800 * (i + 1)], entry, *insn, &helpers).unwrap() as u64;
-                let pads: Vec<(u64, u64)> = (entry..entry + len)
-                    .filter_map(|rip| Some((rip, stub_fixup(entry, *insn, &helpers, rip)?)))
-                    .collect();
-                PADS.lock().unwrap().extend(pads.iter().copied());
-                let given = registers(seed as u64, &raw mut element);
-                faults(entry, file, given);
-                for trigger in options.quirks.iter().map(Quirk::trigger) {
-                    let (rax, rdx) = (trigger.value.into(), trigger.port.into());
-                    faults(entry, file, Gprs { rax, rdx, ..given });
+    let lists = lists();
+    let plain: Vec<IoInsn> =
+        some_forms().step_by(5).map(|form| form.insn).chain(IoInsn::strings().step_by(3)).collect();
+    with_handler(|| {
+        for &layout in StubLayout::ALL {
+            let alone: Vec<Vec<Quirk>> = Quirk::ALL.iter().map(|quirk| vec![*quirk]).collect();
+            let all = all_options(layout, &lists).into_iter();
+            for (seed, options) in all.chain(all_options(layout, &alone)).enumerate() {
+                const SLOT: usize = 0x1000;
+                let quirk_forms = || {
+                    let quirks = options.quirks.iter();
+                    quirks
+                        .flat_map(|quirk| quirk.trigger().forms().into_iter().flatten().map(move |insn| (quirk, insn)))
+                };
+                let insns: Vec<IoInsn> = plain.iter().copied().chain(quirk_forms().map(|form| form.1)).collect();
+                let mut alias = Alias::new(SLOT * (1 + insns.len()));
+                let va = alias.va();
+                let options = options.return_thunk(options.return_thunk.map(|_| va + 0x800));
+                let memory = alias.memory();
+                memory[0x800] = 0xc3;
+                let helpers = Helpers::emit(&mut memory[..0x800], va, &options).unwrap();
+                let (mut list, mut entries) = (Vec::new(), Vec::new());
+                for (index, &insn) in insns.iter().enumerate() {
+                    let at = SLOT * (1 + index);
+                    let entry = va + at as u64;
+                    let len = emit_stub(&mut memory[at..at + SLOT], entry, insn, &helpers).unwrap();
+                    for code in decode(&memory[at..at + len], entry).iter().filter(|code| can_fault(code)) {
+                        list.push(fault(code, stub_fixup(entry, insn, &helpers, code.ip()).unwrap()));
+                    }
+                    entries.push(entry);
                 }
-                forget(&pads.iter().map(|pad| pad.0).collect::<Vec<_>>());
+                let (resume, file, seed) = (Resume::new(list), file(&options), seed as u64);
+                for (insn, entry) in plain.iter().zip(&entries) {
+                    match insn.is_string() {
+                        true => resume.run_string(*entry, &file, seed),
+                        false => resume.run_plain(*entry, &file, seed),
+                    }
+                }
+                for ((quirk, insn), entry) in quirk_forms().zip(&entries[plain.len()..]) {
+                    let given = triggering(quirk, seed);
+                    let faults = resume.run_quirk(*entry, &file, given);
+                    let first = options.quirks.iter().find(|quirk| quirk.applies(insn, given.rax, given.rdx));
+                    check_count(first.unwrap(), insn, options.ring, faults);
+                    if quirk.trigger().port != 0x84 && insn == OUT {
+                        resume.run_plain(*entry, &file, seed); // the quirk's slot, with another port
+                    }
+                }
             }
         }
-    }
-    assert_eq!(element, 0);
+    });
 }
 
-/// The exception table that a table of all forms gives its host.
+/// A table behind its return thunk, in memory of its own.
+fn table(options: EmitOptions<'_>) -> (Alias, CodeTable, EmitOptions<'_>, Box<Resume>) {
+    const THUNK: usize = 64;
+    let size = CodeTable::size(&options.return_thunk(options.return_thunk.map(|_| 0)));
+    let mut alias = Alias::new(THUNK + size);
+    let va = alias.va();
+    let options = options.return_thunk(options.return_thunk.map(|_| va));
+    let memory = alias.memory();
+    memory[0] = 0xc3;
+    let table = CodeTable::emit(&mut memory[THUNK..], va + THUNK as u64, &options).unwrap();
+    let at = |rip: u64| &memory[(rip - va) as usize..];
+    let mut list: Vec<Fault> = table
+        .faults()
+        .map(|(rip, pad)| {
+            assert_eq!(table.fixup(rip), Some(pad));
+            fault(&Decoder::with_ip(64, at(rip), rip, DecoderOptions::NONE).decode(), pad)
+        })
+        .collect();
+    // CLI is no access: an exception table that is to have it as well asks for it.
+    for symbol in table.symbols().filter(|symbol| matches!(symbol.name, SymbolName::Quirk { .. })) {
+        let code = decode(&at(symbol.address)[..symbol.len], symbol.address);
+        let cli = code.iter().filter(|code| code.mnemonic() == Mnemonic::Cli);
+        list.extend(cli.map(|code| fault(code, table.fixup(code.ip()).unwrap())));
+    }
+    (alias, table, options, Resume::new(list))
+}
+
 #[test]
 fn a_fault_in_a_table_is_resumed_by_rip_alone() {
-    install();
-    for &layout in StubLayout::ALL {
-        for file in files::ALL {
-            let options = EmitOptions::new().layout(layout).registers(file.library).quirks(QUIRKS[8]);
-            let options = options.ring(Ring::Three); // CLI is no access, and would fault here
-            let mut alias = Alias::new(CodeTable::size(&options));
-            let va = alias.va();
-            let table = CodeTable::emit(alias.memory(), va, &options).unwrap();
-            PADS.lock().unwrap().extend(table.faults());
-            let mut element = 0_u64;
-            let given = registers(9, &raw mut element);
-            for form in common::forms() {
-                faults(table.entry(form.insn).unwrap(), *file, given);
-            }
-            for insn in IoInsn::strings().take(IoInsn::STRING_COUNT / 2) {
-                faults(table.string_entry(insn).unwrap(), *file, given);
-            }
-            for trigger in options.quirks.iter().map(Quirk::trigger) {
-                for insn in trigger.forms().into_iter().flatten() {
-                    let given = Gprs { rax: trigger.value.into(), rdx: trigger.port.into(), ..given };
-                    let entry = table.resolve(insn, given.rax, given.rdx).unwrap();
-                    assert_ne!(Some(entry), table.entry(insn));
-                    faults(entry, *file, given);
+    let lists = lists();
+    with_handler(|| {
+        for &layout in StubLayout::ALL {
+            for (seed, options) in all_options(layout, &lists).into_iter().enumerate() {
+                let (_alias, table, options, resume) = table(options);
+                let (file, seed) = (file(&options), seed as u64);
+                for form in some_forms() {
+                    resume.run_plain(table.entry(form.insn).unwrap(), &file, seed);
+                }
+                for insn in IoInsn::strings() {
+                    resume.run_string(table.string_entry(insn).unwrap(), &file, seed);
+                }
+                for quirk in options.quirks {
+                    for insn in quirk.trigger().forms().into_iter().flatten() {
+                        let given = triggering(quirk, seed);
+                        let entry = table.resolve(insn, given.rax, given.rdx).unwrap();
+                        assert_ne!(Some(entry), table.entry(insn));
+                        let faults = resume.run_quirk(entry, &file, given);
+                        let first = options.quirks.iter().find(|quirk| quirk.applies(insn, given.rax, given.rdx));
+                        check_count(first.unwrap(), insn, options.ring, faults);
+                    }
                 }
             }
-            forget(&table.faults().map(|fault| fault.0).collect::<Vec<_>>());
         }
-    }
+    });
 }
 
-/// So many words on the stack at the access.
-fn deep<const WORDS: u8>(payload: &mut Payload<'_>) {
-    for _ in 0..WORDS {
-        dynasm!(payload ; .arch x64 ; push 7);
-        payload.pushed(8);
+/// Calls a stub with DF set, which the psABI forbids. Returns its result, and RFLAGS as it left them.
+fn call_backwards(entry: u64, file: *mut u8) -> (u64, u64) {
+    let (result, rflags): (u64, u64);
+    // SAFETY: a stub and a register file; DF is clear again before any other code runs.
+    unsafe {
+        asm!(
+            "std",
+            "call {entry}",
+            "pushfq",
+            "pop r12",
+            "cld",
+            entry = in(reg) entry,
+            in("rdi") file,
+            lateout("rax") result,
+            out("r12") rflags,
+            clobber_abi("sysv64"),
+        );
     }
-    payload.io(OUT);
-    for _ in 0..WORDS {
-        dynasm!(payload ; .arch x64 ; pop rbx);
-        payload.popped(8);
-    }
+    (result, rflags)
 }
 
 #[test]
-fn a_fault_at_each_depth_of_a_payload() {
-    const PAYLOADS: [fn(&mut Payload<'_>); 8] =
-        [deep::<0>, deep::<1>, deep::<2>, deep::<3>, deep::<4>, deep::<5>, deep::<7>, deep::<8>];
-    install();
-    for &layout in StubLayout::ALL {
-        for file in files::ALL {
-            for (seed, payload) in PAYLOADS.into_iter().enumerate() {
-                // SAFETY: what is pushed is popped; the process has no privilege for the port.
-                let deep = unsafe { Quirk::new("deep", Trigger::out(Width::Byte, 0x80), payload) };
-                // With others besides: the pads are for all of them.
-                for quirks in [&[deep][..], &[deep, Quirk::PROLIANT], &[Quirk::GSMI_CARRY, deep]] {
-                    let options = EmitOptions::new().layout(layout).registers(file.library).quirks(quirks);
-                    let mut alias = Alias::new(CodeTable::size(&options));
-                    let va = alias.va();
-                    let table = CodeTable::emit(alias.memory(), va, &options).unwrap();
-                    PADS.lock().unwrap().extend(table.faults());
-                    faults(table.resolve(OUT, 0, 0).unwrap(), *file, Rng(seed as u64).gprs());
-                    faults(table.entry(OUT).unwrap(), *file, Rng(seed as u64).gprs());
-                    forget(&table.faults().map(|fault| fault.0).collect::<Vec<_>>());
+fn the_direction_flag_comes_back_as_it_was() {
+    const DF: u64 = 1 << 10;
+    with_handler(|| {
+        for &layout in StubLayout::ALL {
+            for options in options(layout).into_iter().filter(|options| options.quirks.is_empty()) {
+                let (_alias, table, options, resume) = table(options);
+                for insn in IoInsn::strings() {
+                    let entry = table.string_entry(insn).unwrap();
+                    for (skip, expected) in [(0, 1), (1, 0)] {
+                        let given = Gprs { rcx: 7, ..Rng(skip as u64).gprs() };
+                        let file = file(&options);
+                        let mut memory = Memory::new(file, &given);
+                        resume.prepare(skip, false);
+                        let (result, rflags) = call_backwards(entry, memory.pointer());
+                        assert_eq!((result, rflags & DF), (expected, DF), "{layout:?} {insn}");
+                        assert_eq!(memory.gprs(), visible(given, &file), "{layout:?} {insn}");
+                    }
                 }
             }
         }
-    }
+    });
 }

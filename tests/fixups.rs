@@ -133,7 +133,7 @@ fn fixups_of_a_table() {
             assert!(found.len() >= IoInsn::all().count());
             // Nothing but what the symbols name is in the table, and of that only the stubs can fault.
             let (mut covered, mut quirks, mut pads) = (VA, 0, None);
-            let (mut numbered, mut strings) = (forms().map(|form| form.insn).count(), IoInsn::strings().count());
+            let (mut numbered, mut strings) = (forms().count(), IoInsn::strings().count());
             for symbol in table.symbols() {
                 assert!(symbol.address >= covered, "{}: overlaps", symbol.name);
                 let gap = code(covered, (symbol.address - covered) as usize);

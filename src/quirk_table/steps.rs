@@ -7,7 +7,8 @@ use crate::{CodeSink, IoInsn, Payload, Ring, Width};
 /// One step of a quirk. All registers are the guest's, and stay in view of the firmware, throughout.
 ///
 /// Steps that look at something keep the flags as they are: at each access the device sees those that the one before
-/// has left. On a bus, where nothing happens but in an access, steps that only wait do nothing.
+/// has left. Of a handler that answers during a wait, all registers are seen, and CF of its flags, unless it comes in the
+/// last few instructions of the wait. On a bus, where nothing happens but in an access, steps that only wait do nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
