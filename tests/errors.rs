@@ -10,8 +10,9 @@ use dynasm::dynasm;
 use ioemul::trace::{Record, Trace};
 use ioemul::{
     BuildError, CodeSink, CodeTable, CpuAffinity, DecodeError, DeviceError, Direction, EmitError, EmitOptions, Error,
-    Gprs, Helpers, IoEmulator, IoInsn, IoPermission, IoPrivilegeLevel, ParseInsnError, Payload, PortAccess, PortDevice,
-    PortSet, PrivilegeError, Quirk, QuirkTable, RegisterFile, SoftwareBus, Step, StubTable, Trigger, Width, emit_stub,
+    Faulted, Gprs, Helpers, IoEmulator, IoInsn, IoPermission, IoPrivilegeLevel, ParseInsnError, Payload, PortAccess,
+    PortDevice, PortSet, PrivilegeError, Quirk, QuirkTable, RegisterFile, SoftwareBus, Step, StubTable, Trigger, Width,
+    emit_stub,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -393,4 +394,17 @@ fn privilege() {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+#[test]
+fn calls_of_a_table() {
+    assert_eq!(Faulted::AtAccess.to_string(), "the CPU refused the access");
+    assert_eq!(
+        Faulted::StringForm { insn: IoInsn::rep_ins(Width::Byte) }.to_string(),
+        "`rep insb` follows a guest's pointers: bound and translate them, and ask for `string_entry`"
+    );
+    assert_eq!(
+        Faulted::OtherRegisterFile.to_string(),
+        "the table is for another register file than `Gprs`: call its entries with one of those"
+    );
 }

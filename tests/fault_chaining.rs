@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 use std::{mem, process, ptr};
 
 use common::child;
-use ioemul::{CodeSink, Gprs, IoInsn, Quirk, QuirkTable, StubLayout, StubTable, Trigger, Width, fault};
+use ioemul::{
+    CodeSink, Gprs, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable, Trigger, Width,
+    fault,
+};
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 
@@ -223,6 +226,27 @@ fn scenario() {
             }
             exit(80);
         }
+        // There is no fault to recover from where there is no hardware.
+        "no hardware" => {
+            let before = (installed(libc::SIGSEGV), installed(libc::SIGBUS));
+            let quirks = QuirkTable::builtin;
+            let _elided = StubTable::builder().quirks(quirks()).elide_io(true).build().unwrap();
+            for &layout in StubLayout::ALL {
+                let builder = || IoEmulator::builder().layout(layout).ports(PortSet::all()).bus(SoftwareBus::new());
+                for builder in [builder(), builder().quirks(quirks()), builder().direct()] {
+                    let mut emulator = builder.build().unwrap();
+                    emulator.execute(OUT, &mut Gprs::default()).unwrap();
+                }
+            }
+            assert_eq!((installed(libc::SIGSEGV), installed(libc::SIGBUS)), before);
+            // SAFETY: nothing is executed.
+            let native = unsafe { IoEmulator::builder().native(PortSet::all()) };
+            let _native = native.fault_recovery(false).build().unwrap();
+            assert_eq!((installed(libc::SIGSEGV), installed(libc::SIGBUS)), before);
+            let _table = table();
+            assert!(installed(libc::SIGSEGV) != before.0 && installed(libc::SIGBUS) != before.1);
+            exit(90);
+        }
         "opted out" => {
             let handler = recover_or_exit as *const () as usize;
             install(libc::SIGSEGV, handler, libc::SA_SIGINFO);
@@ -264,6 +288,11 @@ fn killed_by(signal: c_int, scenario: &str) -> Output {
 fn exits_with(code: c_int, scenario: &str) {
     let output = child::run(scenario);
     assert_eq!(output.status.code(), Some(code), "{scenario}: {output:?}");
+}
+
+#[test]
+fn without_hardware_no_handler_is_installed() {
+    exits_with(90, "no hardware");
 }
 
 #[test]

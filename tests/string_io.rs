@@ -406,3 +406,38 @@ fn the_direction_flag_is_the_callers_after_a_fault() {
         }
     }
 }
+
+/// RCX, RSI and RDI are the instruction's own where it moves them, whatever a device writes there; all else is the
+/// device's.
+#[test]
+fn a_device_has_the_other_registers_in_its_hands() {
+    struct All;
+    impl PortDevice for All {
+        fn try_read_string(&mut self, _: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+            data.fill(7);
+            *gprs = Gprs::from_words([0x77; 16]);
+            Ok(())
+        }
+        fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+            self.try_read_string(access, &mut data.to_vec(), gprs)
+        }
+    }
+    for layout in StubLayout::ALL.iter().copied().map(Some).chain([None]) {
+        let mut bus = SoftwareBus::new();
+        bus.attach(0x300..=0x30f, All).unwrap();
+        let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
+        let builder = if let Some(layout) = layout { builder.layout(layout) } else { builder.direct() };
+        let mut emulator = builder.build().unwrap();
+        let before = registers(4);
+        let left = Gprs {
+            rflags: before.rflags & !Gprs::STATUS_FLAGS | 0x77 & Gprs::STATUS_FLAGS,
+            ..Gprs::from_words([0x77; 16])
+        };
+        let mut gprs = before;
+        emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut [0; 8]).unwrap();
+        assert_eq!(gprs, Gprs { rcx: 0, rdi: before.rdi + 8, ..left }, "{layout:?}");
+        let mut gprs = before;
+        emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &[0; 8]).unwrap();
+        assert_eq!(gprs, Gprs { rcx: 0, rsi: before.rsi + 8, ..left }, "{layout:?}");
+    }
+}
