@@ -209,6 +209,8 @@ fn any_plain_insn() -> impl Strategy<Value = IoInsn> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Whatever registers an access is recorded with, before and after, a strict replay gives them: but for the system
     /// flags, which are this machine's, and the upper half of RAX, which an IN of EAX clears.
     #[test]

@@ -257,6 +257,8 @@ fn any_record() -> impl Strategy<Value = Record> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn what_is_written_is_read_back(records in prop::collection::vec(any_record(), 0..8)) {
         let trace = Trace::from_iter(records);
