@@ -455,3 +455,11 @@ mod beside_the_hardware {
         build(PortSet::from(0x40..=0x7f).into(), high.into()).unwrap();
     }
 }
+
+#[test]
+fn a_bus_shows_its_ports() {
+    let mut bus = SoftwareBus::new();
+    assert_eq!(format!("{bus:?}"), "[]");
+    bus.attach(0x70..=0x71, ioemul::devices::Latch::new(0x70)).unwrap();
+    assert_eq!(format!("{bus:?}"), r#"["0x0070..=0x0071"]"#);
+}

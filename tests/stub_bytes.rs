@@ -281,3 +281,43 @@ fn the_bounded_poll() {
     }
     assert_eq!(payload(Quirk::PROLIANT_UNBOUNDED, Ring::Zero).len(), 7);
 }
+
+/// GSMI's waits, instruction by instruction: CF is live throughout, and the count is what it is said to be.
+#[test]
+fn waits_of_gsmi() {
+    let common = |branch: &[Code]| {
+        let head = [Code::Out_DX_AL, Code::Pushq_imm32, Code::Pushfq];
+        let tail = [
+            Code::Jb_rel8_64,
+            Code::And_rm32_imm32,
+            Code::Jmp_rel8_64,
+            Code::Or_rm32_imm32,
+            Code::Popfq,
+            Code::Lea_r64_m,
+        ];
+        [&head[..], branch, &tail].concat()
+    };
+    for (quirk, branch, count) in [
+        (Quirk::GSMI_CARRY, &[Code::Jae_rel8_64, Code::Dec_rm32, Code::Jne_rel8_64][..], ioemul::CARRY_LIMIT),
+        (Quirk::GSMI_SPIN, &[Code::Dec_rm32, Code::Jne_rel8_64][..], 0x1_0000),
+    ] {
+        for ring in [Ring::Zero, Ring::Three] {
+            let quirks = [quirk];
+            let options = EmitOptions::new().layout(StubLayout::Rop).ring(ring).quirks(&quirks);
+            let mut memory = vec![0; CodeTable::size(&options)];
+            let table = CodeTable::emit(&mut memory, HELPERS_AT, &options).unwrap();
+            let entry = table.resolve(IoInsn::out_dx(Width::Byte), 0xef, 0xb2).unwrap();
+            let stub = &memory[(entry - HELPERS_AT) as usize..];
+            let code: Vec<Instruction> =
+                Decoder::with_ip(64, &stub[5..], 0, DecoderOptions::NONE).iter().take(3 + branch.len() + 6).collect();
+            assert_eq!(code.iter().map(Instruction::code).collect::<Vec<_>>(), common(branch), "{}", quirk.name());
+            assert_eq!(code[1].immediate(0), u64::from(count));
+            let (first, last) = (3, 3 + branch.len() - 1);
+            assert_eq!(code[last].near_branch_target(), code[first].ip(), "the loop");
+            assert_eq!(code[last - 1].memory_displacement64(), 8, "the count is below the flags");
+            if branch.len() == 3 {
+                assert_eq!(code[first].near_branch_target(), code[last + 1].ip(), "CF is clear: no more looks at it");
+            }
+        }
+    }
+}
