@@ -42,6 +42,7 @@ pub struct IoEmulator<E = NoEvents> {
     on_bus: Option<(PortPermissions, SoftwareBus, Stubs)>,
     /// The ports that may be touched on the hardware.
     native: Option<(PortPermissions, Arc<StubTable>)>,
+    fault_recovery: bool,
     events: E,
 }
 
@@ -253,6 +254,7 @@ impl<E: Events> IoEmulator<E> {
             ports,
             direct,
             bus_table,
+            fault_recovery: self.fault_recovery,
             native_table: self.native.as_ref().map(|native| native.1.clone()),
             ..IoEmulatorBuilder::default()
         }
@@ -393,8 +395,11 @@ impl<E> IoEmulatorBuilder<E> {
             (None, _) => None,
             (Some(bus), true) => {
                 let quirks = quirks.clone().unwrap_or_default();
-                if let Some(quirk) = quirks.as_slice().iter().find(|quirk| quirk.steps().is_none()) {
-                    return Err(BuildError::DirectPayload { quirk: quirk.name() });
+                for quirk in quirks.as_slice() {
+                    if quirk.steps().is_none() {
+                        return Err(BuildError::DirectPayload { quirk: quirk.name() });
+                    }
+                    quirk.check()?; // what no stub could do, and what could not be checked, is not walked either
                 }
                 Some((ports, bus, Stubs::Direct(quirks)))
             }
@@ -428,7 +433,7 @@ impl<E> IoEmulatorBuilder<E> {
         if on_bus.is_none() && native.is_none() {
             return Err(BuildError::NoBackend);
         }
-        Ok(IoEmulator { layout, quirks, on_bus, native, events })
+        Ok(IoEmulator { layout, quirks, on_bus, native, fault_recovery, events })
     }
 }
 

@@ -313,10 +313,25 @@ impl Quirk {
     /// let accesses = Quirk::DELL_SMM.accesses(IoInsn::out_imm8(Width::Byte, 0xb2));
     /// assert_eq!(accesses.map(|access| access.port).collect::<Vec<_>>(), [0xb2, 0x84]);
     /// ```
+    ///
+    /// Of a quirk that makes more accesses than can be checked, which is refused wherever it would be used, these are the
+    /// first.
     pub fn accesses(&self, insn: IoInsn) -> impl Iterator<Item = PortAccess> + use<> {
         let mut accesses = Accesses::new();
         self.survey(&StubStyle::default(), insn, &mut Marks::default(), Some(&mut accesses));
         accesses.into_iter()
+    }
+}
+
+#[cfg(feature = "std")]
+impl Quirk {
+    /// Whether it can be emitted, and all of its accesses be checked.
+    pub(crate) fn check(&self) -> Result<(), crate::EmitError> {
+        let problem = |insn| self.survey(&StubStyle::default(), insn, &mut Marks::default(), None);
+        match self.trigger.forms().into_iter().flatten().find_map(problem) {
+            None => Ok(()),
+            Some(problem) => Err(crate::EmitError::payload(self, problem)),
+        }
     }
 }
 

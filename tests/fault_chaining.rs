@@ -241,8 +241,17 @@ fn scenario() {
             assert_eq!((installed(libc::SIGSEGV), installed(libc::SIGBUS)), before);
             // SAFETY: nothing is executed.
             let native = unsafe { IoEmulator::builder().native(PortSet::all()) };
-            let _native = native.fault_recovery(false).build().unwrap();
+            let native = native.fault_recovery(false).build().unwrap();
+            // SAFETY: as above.
+            let sibling = || unsafe { native.sibling().native(PortSet::all()) };
+            let _like_the_first = sibling().build().unwrap();
+            let _of_another_layout = sibling().layout(StubLayout::Compact).build().unwrap();
             assert_eq!((installed(libc::SIGSEGV), installed(libc::SIGBUS)), before);
+            // One that wants faults recovered has stubs of its own.
+            let mut recovering = sibling().fault_recovery(true).build().unwrap();
+            assert!(installed(libc::SIGSEGV) != before.0 && installed(libc::SIGBUS) != before.1);
+            let refused = recovering.execute(OUT, &mut Gprs { rdx: 0x80, ..Gprs::default() });
+            assert!(matches!(refused, Err(ioemul::Error::Fault { .. })), "{refused:?}");
             let _table = table();
             assert!(installed(libc::SIGSEGV) != before.0 && installed(libc::SIGBUS) != before.1);
             exit(90);

@@ -57,12 +57,20 @@ pub(crate) trait Body {
     fn emit(&self, payload: &mut Payload<'_>, insn: IoInsn);
 
     /// What it has on the stack and, if somebody wants to know, which accesses it makes, without code.
-    fn survey(&self, style: &StubStyle, insn: IoInsn, marks: &mut Marks, accesses: Option<&mut Accesses>)
+    fn survey(
+        &self,
+        style: &StubStyle,
+        insn: IoInsn,
+        marks: &mut Marks,
+        accesses: Option<&mut Accesses>,
+    ) -> Option<PayloadProblem>
     where
         Self: Sized,
     {
         let mut nowhere = Counter::default();
-        self.emit(&mut Payload::new(&mut nowhere, style, (self.port(), insn), marks, accesses), insn);
+        let mut payload = Payload::new(&mut nowhere, style, (self.port(), insn), marks, accesses);
+        self.emit(&mut payload, insn);
+        payload.finish()
     }
 }
 
