@@ -427,6 +427,10 @@ impl<E> IoEmulatorBuilder<E> {
                     }
                     (None, Some(quirks)) => Arc::new(builder.quirks(quirks.clone()).build()?),
                 };
+                #[cfg(target_os = "linux")]
+                if fault_recovery {
+                    crate::fault::install()?; // where the table is not new, another handler may be on top by now
+                }
                 Some((ports, table))
             }
         };

@@ -148,16 +148,17 @@ pub enum BuildError {
         why: String,
     },
 
-    /// No executable memory.
-    #[error("no executable memory for the stubs: {0}")]
+    /// No memory.
+    #[error("no memory for the stubs: {0}")]
     Memory(#[source] io::Error),
 
-    /// The protection of the executable memory cannot be looked up.
-    #[error("the protection of the stubs' memory cannot be verified: {why}")]
-    Query {
-        /// What the system says.
-        why: String,
-    },
+    /// Memory that may not become executable.
+    #[error(
+        "the memory of the stubs may not become executable: {0}: mprotect is refused under PR_SET_MDWE (systemd's \
+         MemoryDenyWriteExecute=), by SELinux (execmem) and by seccomp filters: permit it, build before the jail is entered, or \
+         reach a software bus without machine code, by `.direct()`"
+    )]
+    Executable(#[source] io::Error),
 
     /// The executable memory is not write-protected, or not executable.
     #[error("the stubs' memory is {found} where r-x was asked for")]
@@ -166,9 +167,10 @@ pub enum BuildError {
         found: String,
     },
 
-    /// The handler that makes faults errors could not be installed.
+    /// The handler that makes faults errors is not in place.
+    #[cfg(target_os = "linux")]
     #[error("the fault handler could not be installed: {0}")]
-    SignalHandler(#[source] io::Error),
+    SignalHandler(#[from] crate::fault::HandlerError),
 
     /// The machine has DMI strings that cannot be read.
     #[error("the machine's DMI strings cannot be read: {0}")]

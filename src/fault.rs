@@ -14,23 +14,40 @@
 //! ```
 //!
 //! The handler is installed when the first table with recovery is built that touches hardware (a bus needs none), for
-//! the whole process, to run on the alternate signal stack where a thread has one. A program with a handler of its own
-//! either installs it before (it is then chained to), or builds its tables [without
+//! the whole process, and stays until [`uninstall`]. A program with a handler of its own either installs it before (it
+//! is then passed what is not a stub's), or builds its tables [without
 //! recovery](crate::StubTableBuilder::fault_recovery) and calls [`recover`].
 //!
+//! - It runs with all signals blocked: nothing else comes to lie on the stack that it runs on.
+//! - The handler of before is called as the kernel would have called it: with its mask, once if it asked for
+//!   SA_RESETHAND, and on its stack. That is why this one runs on the alternate signal stack if the one of before did
+//!   (or if there was none), and else on the stack of the interrupted thread.
+//! - A handler that is installed *on top* of this one has it displaced: faults in stubs go there first. The next table
+//!   that is built with recovery, or [`install`], puts this one on top again; the other is then passed what is not a
+//!   stub's, and may itself pass that on to what it has replaced. [`is_installed`] tells.
+//! - What is sent by `kill` or a timer is no fault, and a machine check (`BUS_MCEERR_AO`, `BUS_MCEERR_AR`) is never a
+//!   stub's.
+//! - A thread that has SIGSEGV *blocked* (as handlers of other signals may have) cannot recover from anything: the
+//!   kernel then ends the process at a fault, whatever handler there is.
+//!
 //! What a previous handler does is its own affair. Rust's own, for one, sets the default action when it is shown a
-//! SIGSEGV that somebody sent with `kill`, and returns: from then on nobody recovers anything.
+//! SIGSEGV that somebody sent with `kill`, and returns: from then on, until the next table is built, nobody recovers
+//! anything.
 
 use crate::QuirkTable;
 use crate::quirk_table::QuirkStub;
 use crate::stub::{Arena, StubStyle};
 
 #[cfg(target_os = "linux")]
+mod index;
+#[cfg(target_os = "linux")]
+mod pin;
+#[cfg(target_os = "linux")]
 mod signal;
 #[cfg(target_os = "linux")]
-pub(crate) use signal::Registration;
+pub(crate) use index::Registration;
 #[cfg(target_os = "linux")]
-pub use signal::recover;
+pub use signal::{HandlerError, install, is_installed, recover, uninstall};
 
 /// A CPU exception raised by the I/O instruction of a stub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use core::fmt;
 use std::sync::Arc;
 
 use dynasmrt::VecAssembler;
-use dynasmrt::mmap::{ExecutableBuffer, MutableBuffer};
+use dynasmrt::mmap::ExecutableBuffer;
 use dynasmrt::x64::X64Relocation;
 use once_cell::sync::OnceCell;
 
@@ -18,6 +18,8 @@ use crate::error::BuildError;
 use crate::fault::{FaultMap, Registration, StubResult};
 use crate::quirk_table::{self, QuirkStub};
 use crate::stub::{Arena, Backend, DynasmSink, StubStyle};
+mod memory;
+
 use crate::{
     DmiIdentity, EmitError, Gprs, Helper, IoFault, IoInsn, Quirk, QuirkTable, RegisterFile, Ring, StubFn, StubLayout,
 };
@@ -43,6 +45,7 @@ pub struct StubTable {
     _memory: ExecutableBuffer,
     /// Whether the stubs are for `Gprs`.
     on_gprs: bool,
+    protection_is_verified: bool,
 }
 
 impl StubTable {
@@ -115,6 +118,13 @@ impl StubTable {
     fn stub_at(&self, at: usize, len: usize) -> Stub<'_> {
         // SAFETY: the arena's own offsets, and its stubs all lie within the code that was made of it.
         Stub { code: unsafe { self.code.get_unchecked(at..at + len) }, on_gprs: self.on_gprs }
+    }
+
+    /// Whether the process's memory map was looked at when the table was built, and said that the code is readable and
+    /// executable, and not writable. Without /proc, or in a jail that may not open it, there is only the kernel's word
+    /// for it: its answer to mprotect.
+    pub fn protection_is_verified(&self) -> bool {
+        self.protection_is_verified
     }
 
     /// The whole arena: the helpers, then the stubs, with INT3 in between.
@@ -202,9 +212,10 @@ impl StubTableBuilder {
     ///
     /// - [`BuildError::ShadowStack`]: [`StubLayout::Rop`] in a process with a user shadow stack.
     /// - [`BuildError::Emit`], [`BuildError::Assembler`]: a quirk's payload does not assemble.
-    /// - [`BuildError::Memory`]: the system gave no memory, or refused to make it executable.
+    /// - [`BuildError::Memory`]: the system gave no memory.
+    /// - [`BuildError::Executable`]: it refused to make it executable, as it does in some jails.
     /// - [`BuildError::Protection`]: the memory is not what was asked for, readable and executable and not writable.
-    /// - [`BuildError::SignalHandler`]: the fault handler could not be installed.
+    /// - [`BuildError::SignalHandler`]: the fault handler could not be installed, or put back on top of another one.
     pub fn build(self) -> Result<StubTable, BuildError> {
         let Self { style, quirks, fault_recovery } = self;
         check_returns(style.layout, shadow_stack_is_active())?;
@@ -227,18 +238,21 @@ impl StubTableBuilder {
         });
         problem?;
         let head = assembler.finalize().map_err(|error| BuildError::Assembler { why: error.to_string() })?;
-        let mut memory = MutableBuffer::new(arena.len()).map_err(BuildError::Memory)?;
-        memory.set_len(arena.len());
+        let mut memory = memory::writable(arena.len()).map_err(BuildError::Memory)?;
         memory[..head.len()].copy_from_slice(&head);
         assert!(arena.write_copies(&style, &mut memory), "the memory is as long as the table");
-        let memory = make_executable(memory)?;
+        let (memory, protection_is_verified) = memory::make_executable(memory)?;
         // SAFETY: the memory is unmapped when the table is dropped, and does not move before.
         let code: &'static [u8] = unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
         let recovers = fault_recovery && style.backend == Backend::Hardware;
         let map = Box::new(FaultMap { arena, style, quirks, quirk_stubs });
         #[cfg(target_os = "linux")]
+        if recovers {
+            crate::fault::install()?;
+        }
+        #[cfg(target_os = "linux")]
         // SAFETY: the map is boxed, and the table drops the registration before it.
-        let registration = unsafe { Registration::new(code, &map, recovers) }.map_err(BuildError::SignalHandler)?;
+        let registration = unsafe { Registration::new(code, &map) };
         #[cfg(not(target_os = "linux"))]
         let (registration, _) = (Registration, recovers);
         Ok(StubTable {
@@ -247,21 +261,9 @@ impl StubTableBuilder {
             code,
             _memory: memory,
             on_gprs: style.registers == RegisterFile::GPRS,
+            protection_is_verified,
         })
     }
-}
-
-/// Makes finished code executable, and looks whether what became of it is that, and not writable.
-fn make_executable(memory: MutableBuffer) -> Result<ExecutableBuffer, BuildError> {
-    let code = memory.make_exec().map_err(BuildError::Memory)?;
-    let query = |error: region::Error| BuildError::Query { why: error.to_string() };
-    for region in region::query_range(code.as_ptr(), code.len()).map_err(query)? {
-        let found = region.map_err(query)?.protection();
-        if found != region::Protection::READ_EXECUTE {
-            return Err(BuildError::Protection { found: found.to_string() });
-        }
-    }
-    Ok(code)
 }
 
 /// A hijacked return address is a control-protection fault where RETs are checked.

@@ -7,6 +7,7 @@ use std::error::Error as _;
 use std::io;
 
 use dynasm::dynasm;
+use ioemul::fault::HandlerError;
 use ioemul::trace::{Record, Trace};
 use ioemul::{
     BuildError, CodeSink, CodeTable, CpuAffinity, DecodeError, DeviceError, Direction, EmitError, EmitOptions, Error,
@@ -284,15 +285,17 @@ fn systems_that_are_not_as_they_should_be() {
             "the Rop layout hijacks a return address, and this process runs with a user shadow stack, which would \
              kill it",
         ),
-        (BuildError::Memory(denied()), "no executable memory for the stubs: Permission denied (os error 13)"),
+        (BuildError::Memory(denied()), "no memory for the stubs: Permission denied (os error 13)"),
         (
-            BuildError::Query { why: "Queried memory is unmapped".into() },
-            "the protection of the stubs' memory cannot be verified: Queried memory is unmapped",
+            BuildError::Executable(denied()),
+            "the memory of the stubs may not become executable: Permission denied (os error 13): mprotect is refused under \
+             PR_SET_MDWE (systemd's MemoryDenyWriteExecute=), by SELinux (execmem) and by seccomp filters: permit it, build \
+             before the jail is entered, or reach a software bus without machine code, by `.direct()`",
         ),
         (BuildError::Protection { found: "rw-".into() }, "the stubs' memory is rw- where r-x was asked for"),
         (
-            BuildError::SignalHandler(denied()),
-            "the fault handler could not be installed: Permission denied (os error 13)",
+            BuildError::SignalHandler(HandlerError::System { signal: "SIGSEGV", source: denied() }),
+            "the fault handler could not be installed: sigaction of SIGSEGV: Permission denied (os error 13)",
         ),
         (BuildError::Dmi(denied()), "the machine's DMI strings cannot be read: Permission denied (os error 13)"),
     ] {

@@ -275,10 +275,10 @@ fn scenario() {
             let table = table();
             // A program that installs its handler afterwards and asks this crate first.
             install(libc::SIGSEGV, recover_or_exit as *const () as usize, libc::SA_SIGINFO);
-            assert!(refused(&table));
-            // A further table does not push it out.
+            assert!(refused(&table) && HANDLED.load(Ordering::Relaxed) == 1);
+            // A further table puts this crate's handler on top, which passes on what is not a stub's.
             let _another = self::table();
-            assert_eq!(HANDLED.load(Ordering::Relaxed), 2);
+            assert!(refused(&table) && HANDLED.load(Ordering::Relaxed) == 1);
             stray_read();
         }
         other => panic!("no such scenario: {other}"),
