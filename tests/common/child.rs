@@ -1,7 +1,8 @@
 //! Scenarios that change or end the process: run in one of their own, this test binary started again.
 
-use std::env;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
 
 const VARIABLE: &str = "IOEMUL_TEST_SCENARIO";
 
@@ -9,7 +10,14 @@ const VARIABLE: &str = "IOEMUL_TEST_SCENARIO";
 pub fn run(scenario: &str) -> Output {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "scenario", "--nocapture", "--test-threads=1"]);
-    command.env(VARIABLE, scenario).output().unwrap()
+    let mut child =
+        command.env(VARIABLE, scenario).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(2));
+    }
+    let _ = child.kill(); // one that hangs; for any other it is too late
+    child.wait_with_output().unwrap()
 }
 
 /// The scenario that this process was started for.

@@ -1,0 +1,107 @@
+//! Stubs that fault in a process that is being profiled: signals come thick and fast, and their handlers want much stack.
+//!
+//! IOEMUL_TEST_SECONDS says for how long (2 unless told otherwise).
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod common;
+
+use std::ffi::c_int;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, mem, process, ptr, thread};
+
+use common::{Rng, child};
+use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
+
+fn duration() -> Duration {
+    let seconds = env::var("IOEMUL_TEST_SECONDS").ok().map(|seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds.unwrap_or(2))
+}
+
+/// Runs stubs that fault in two threads for a while; how many did.
+fn faults() -> usize {
+    let tables: Vec<_> = StubLayout::ALL.iter().map(|&layout| StubTable::new(layout).unwrap()).collect();
+    let (end, count) = (Instant::now() + duration(), AtomicUsize::new(0));
+    let work = || {
+        let given = Gprs { rdx: 0x80, ..Rng(7).gprs() };
+        while Instant::now() < end {
+            for table in tables.iter().cycle().take(1_000) {
+                let mut gprs = given;
+                // SAFETY: the process has no privilege for any port.
+                let fault = unsafe { table.stub(IoInsn::out_dx(Width::Byte)).run(&mut gprs) }.unwrap_err();
+                assert_eq!((fault.vector, gprs), (13, given));
+            }
+            count.fetch_add(1_000, Ordering::Relaxed);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(work);
+        work();
+    });
+    count.into_inner()
+}
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+/// Wants more stack than an alternate signal stack has.
+extern "C" fn hungry(_: c_int) {
+    black_box(&mut [0_u8; 64 << 10]).fill(1);
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Sends SIGPROF to the process twenty thousand times a second, for which the tick of a profiling timer is too coarse.
+fn storm() {
+    // SAFETY: a handler of that signature, and structures that are valid when they are all zero.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = hungry as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        assert_eq!(libc::sigaction(libc::SIGPROF, &action, ptr::null_mut()), 0);
+        let (mut event, mut timer): (libc::sigevent, libc::timer_t) = (mem::zeroed(), mem::zeroed());
+        (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, libc::SIGPROF);
+        assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer), 0);
+        let period = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+        let times = libc::itimerspec { it_interval: period, it_value: period };
+        assert_eq!(libc::timer_settime(timer, 0, &times, ptr::null_mut()), 0);
+    }
+}
+
+#[test]
+#[ignore = "a process of its own, started by the other tests"]
+fn scenario() {
+    let Some(scenario) = child::requested() else { return };
+    let (faults, samples) = match scenario.as_str() {
+        "storm" => {
+            storm();
+            (faults(), SIGNALS.load(Ordering::Relaxed))
+        }
+        "pprof" => {
+            let profiler = pprof::ProfilerGuardBuilder::default().frequency(1_000).build().unwrap();
+            let faults = faults();
+            let report = profiler.report().build_unresolved().unwrap();
+            (faults, report.data.values().sum::<isize>() as usize)
+        }
+        other => panic!("no such scenario: {other}"),
+    };
+    println!("{scenario}: {faults} faults, {samples} samples");
+    assert!(faults > 1_000 && samples > 10);
+    process::exit(0);
+}
+
+#[track_caller]
+fn passes(scenario: &str) {
+    let output = child::run(scenario);
+    assert!(output.status.success(), "{scenario}: {output:?}");
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn a_storm_of_signals() {
+    passes("storm");
+}
+
+#[test]
+fn pprof_takes_samples_of_stubs_that_fault() {
+    passes("pprof");
+}
