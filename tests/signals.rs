@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -298,6 +298,30 @@ fn scenario() {
             HANDLED.store(1, Ordering::Relaxed);
             refused(&table); // recovered by nobody
         }
+        "plugin, taken out and closed" | "plugin, closed" => {
+            for signal in [libc::SIGSEGV, libc::SIGBUS] {
+                install(signal, &action(handler_of(tell_count), 0, &[libc::SIGUSR2]));
+            }
+            let before = essence(&installed(libc::SIGSEGV));
+            let path = CString::new(plugin()).unwrap();
+            // SAFETY: the plugin's functions have this signature.
+            unsafe {
+                let plugin = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+                assert!(!plugin.is_null());
+                let function = |name: &CStr| -> extern "C" fn() -> i32 { mem::transmute(libc::dlsym(plugin, name.as_ptr())) };
+                assert_eq!(function(c"plugin_post_code")(), 1, "refused, and recovered");
+                assert_ne!(essence(&installed(libc::SIGSEGV)), before);
+                let taken_out = scenario.contains("taken out");
+                if taken_out {
+                    assert_eq!(function(c"plugin_unload")(), 0);
+                    assert_eq!(essence(&installed(libc::SIGSEGV)), before);
+                }
+                assert_eq!(libc::dlclose(plugin), 0);
+                let is_there = !libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD).is_null();
+                assert_eq!(is_there, !taken_out);
+            }
+            stray_read();
+        }
         "whoever comes in between" => {
             const ROUNDS: usize = 4_000;
             let original = installed(libc::SIGBUS);
@@ -379,6 +403,24 @@ fn machine_check(signal: c_int, si_code: c_int) {
     }
 }
 
+/// The example `plugin`, a shared object with a copy of the library of its own.
+fn plugin() -> String {
+    let mut cargo = process::Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--all-features", "--example", "plugin", "--message-format", "json"]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo runs");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let messages = String::from_utf8(built.stdout).unwrap();
+    let file = |message: &str| {
+        let message: serde_json::Value = serde_json::from_str(message).unwrap();
+        let file = message["filenames"][0].as_str()?;
+        (message["target"]["name"] == "plugin").then(|| file.to_owned())
+    };
+    messages.lines().find_map(file).expect("cargo names the file")
+}
+
 #[track_caller]
 fn killed_by(signal: c_int, scenario: &str) -> process::Output {
     let output = child::run(scenario);
@@ -438,6 +480,12 @@ fn a_displaced_handler_is_put_back() {
 #[test]
 fn what_was_before_is_put_back() {
     exits_with(50 + 1, "uninstalled");
+}
+
+#[test]
+fn a_plugin_that_is_closed_leaves_no_handler_in_unmapped_memory() {
+    exits_with(50, "plugin, taken out and closed");
+    exits_with(50, "plugin, closed");
 }
 
 #[test]
