@@ -173,6 +173,8 @@ pub enum BuildError {
     SignalHandler(#[from] crate::fault::HandlerError),
 
     /// The machine has DMI strings that cannot be read.
-    #[error("the machine's DMI strings cannot be read: {0}")]
+    #[error(
+        "the machine's DMI strings cannot be read: {0}: make it possible, or name the machine's quirks yourself, by `.quirks(…)`"
+    )]
     Dmi(#[source] io::Error),
 }

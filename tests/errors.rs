@@ -297,7 +297,11 @@ fn systems_that_are_not_as_they_should_be() {
             BuildError::SignalHandler(HandlerError::System { signal: "SIGSEGV", source: denied() }),
             "the fault handler could not be installed: sigaction of SIGSEGV: Permission denied (os error 13)",
         ),
-        (BuildError::Dmi(denied()), "the machine's DMI strings cannot be read: Permission denied (os error 13)"),
+        (
+            BuildError::Dmi(denied()),
+            "the machine's DMI strings cannot be read: Permission denied (os error 13): make it possible, or name the machine's \
+             quirks yourself, by `.quirks(…)`",
+        ),
     ] {
         assert_eq!(error.to_string(), message);
     }

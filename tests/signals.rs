@@ -308,7 +308,8 @@ fn scenario() {
             unsafe {
                 let plugin = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
                 assert!(!plugin.is_null());
-                let function = |name: &CStr| -> extern "C" fn() -> i32 { mem::transmute(libc::dlsym(plugin, name.as_ptr())) };
+                let function =
+                    |name: &CStr| -> extern "C" fn() -> i32 { mem::transmute(libc::dlsym(plugin, name.as_ptr())) };
                 assert_eq!(function(c"plugin_post_code")(), 1, "refused, and recovered");
                 assert_ne!(essence(&installed(libc::SIGSEGV)), before);
                 let taken_out = scenario.contains("taken out");

@@ -63,8 +63,7 @@ impl Registration {
     /// `map` stays valid and in place until the registration is dropped.
     pub unsafe fn new(code: &[u8], map: &FaultMap) -> Self {
         let range = code.as_ptr_range();
-        let table =
-            Table { start: range.start as usize, end: range.end as usize, map: ptr::from_ref(map).cast_mut() };
+        let table = Table { start: range.start as usize, end: range.end as usize, map: ptr::from_ref(map).cast_mut() };
         let registration = Self { start: table.start };
         let mut index = index();
         let at = index.tables.partition_point(|other| other.start < table.start);

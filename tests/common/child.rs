@@ -10,8 +10,7 @@ const VARIABLE: &str = "IOEMUL_TEST_SCENARIO";
 pub fn run(scenario: &str) -> Output {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "scenario", "--nocapture", "--test-threads=1"]);
-    let mut child =
-        command.env(VARIABLE, scenario).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.env(VARIABLE, scenario).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(120);
     while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(2));
