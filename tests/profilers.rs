@@ -1,6 +1,6 @@
 //! Stubs that fault in a process that is being profiled: signals come thick and fast, and their handlers want much stack.
 //!
-//! IOEMUL_TEST_SECONDS says for how long (2 unless told otherwise).
+//! For 2 seconds, or as many as IOEMUL_TEST_SECONDS says.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
 mod common;
@@ -8,21 +8,16 @@ mod common;
 use std::ffi::c_int;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-use std::{env, mem, process, ptr, thread};
+use std::time::Instant;
+use std::{mem, process, ptr, thread};
 
 use common::{Rng, child};
 use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
 
-fn duration() -> Duration {
-    let seconds = env::var("IOEMUL_TEST_SECONDS").ok().map(|seconds| seconds.parse().unwrap());
-    Duration::from_secs(seconds.unwrap_or(2))
-}
-
 /// Runs stubs that fault in two threads for a while; how many did.
 fn faults() -> usize {
     let tables: Vec<_> = StubLayout::ALL.iter().map(|&layout| StubTable::new(layout).unwrap()).collect();
-    let (end, count) = (Instant::now() + duration(), AtomicUsize::new(0));
+    let (end, count) = (Instant::now() + child::duration(), AtomicUsize::new(0));
     let work = || {
         let given = Gprs { rdx: 0x80, ..Rng(7).gprs() };
         while Instant::now() < end {

@@ -11,12 +11,18 @@ pub fn run(scenario: &str) -> Output {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "scenario", "--nocapture", "--test-threads=1"]);
     let mut child = command.env(VARIABLE, scenario).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + duration() + Duration::from_secs(120);
     while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(2));
     }
     let _ = child.kill(); // one that hangs; for any other it is too late
     child.wait_with_output().unwrap()
+}
+
+/// For how long tests run that could run for ever: IOEMUL_TEST_SECONDS, 2 unless told otherwise.
+pub fn duration() -> Duration {
+    let seconds = env::var("IOEMUL_TEST_SECONDS").ok().map(|seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds.unwrap_or(2))
 }
 
 /// The scenario that this process was started for.
