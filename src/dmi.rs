@@ -1,5 +1,6 @@
 //! Who this machine is: the strings that firmware leaves in SMBIOS (DMI), by which platform quirks are matched.
 
+use std::io::Read;
 use std::path::Path;
 use std::{fs, io};
 
@@ -71,10 +72,13 @@ impl DmiIdentity {
 }
 
 /// Contents without the newline that sysfs adds; a missing file is an empty string, and bytes that are not UTF-8
-/// (firmware writes what it likes) become U+FFFD.
+/// (firmware writes what it likes) become U+FFFD. Of a longer file than sysfs has, a page, only the start is read.
 fn read_string(path: &Path) -> io::Result<String> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned()),
+    const PAGE: u64 = 4096;
+    let mut bytes = Vec::new();
+    let mut read = || fs::File::open(path)?.take(PAGE).read_to_end(&mut bytes);
+    match read() {
+        Ok(_) => Ok(String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
     }
@@ -113,6 +117,15 @@ mod tests {
         let mut expected = DmiIdentity::new("HP", "ProLiant DL380 G5 ");
         expected.board_name = "X\u{fffd}".into();
         assert_eq!(identity, expected);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_without_an_end_is_read_for_a_page() {
+        let directory = Directory::new("endless");
+        std::os::unix::fs::symlink("/dev/zero", directory.0.join("bios_vendor")).unwrap();
+        let identity = DmiIdentity::read_from(&directory.0).unwrap();
+        assert_eq!(identity.bios_vendor, "\0".repeat(4096));
     }
 
     #[test]

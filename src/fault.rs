@@ -36,7 +36,7 @@
 
 use crate::QuirkTable;
 use crate::quirk_table::QuirkStub;
-use crate::stub::{Arena, StubStyle};
+use crate::stub::{Arena, StubShape, StubStyle};
 
 #[cfg(target_os = "linux")]
 mod index;
@@ -113,14 +113,19 @@ pub(crate) struct FaultMap {
     pub style: StubStyle,
     pub quirks: QuirkTable,
     pub quirk_stubs: Vec<QuirkStub>,
+    /// How each of them looks. (They could be emitted once more to find out, but a payload is somebody else's code, and
+    /// not for a signal handler.)
+    pub quirk_shapes: Vec<StubShape>,
 }
 
 impl FaultMap {
     /// The landing pad for a fault at the instruction `offset` bytes into the table: an offset again.
     pub fn fixup(&self, offset: usize) -> Option<usize> {
         let quirk = || {
-            let landing = QuirkStub::landing(&self.quirk_stubs, self.quirks.as_slice(), &self.style, offset);
-            landing.map(|landing| self.arena.pad(landing))
+            self.quirk_stubs.iter().zip(&self.quirk_shapes).find_map(|(stub, shape)| {
+                let landing = shape.landing(offset.checked_sub(stub.at as usize)?)?;
+                Some(self.arena.pad(landing))
+            })
         };
         self.arena.fixup(offset).or_else(quirk)
     }

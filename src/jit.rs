@@ -224,7 +224,7 @@ impl StubTableBuilder {
         if given > u8::MAX.into() {
             return Err(EmitError::TooManyQuirks { given, limit: u8::MAX.into() }.into());
         }
-        let mut quirk_stubs = Vec::new();
+        let (mut quirk_stubs, mut quirk_shapes) = (Vec::new(), Vec::new());
         // Room for everything, so that nothing is copied on the way.
         let mut assembler = VecAssembler::<X64Relocation>::new_with_capacity(0, 16 << 10, 0, 0, Helper::COUNT, 0, 256);
         let mut sink = DynasmSink::new(&mut assembler, VecAssembler::new_dynamic_label);
@@ -232,6 +232,7 @@ impl StubTableBuilder {
         let depths = quirk_table::depths(&style, quirks.as_slice());
         arena.emit(&mut sink, &style, depths, quirks.as_slice(), &mut |index, insn, at, shape| {
             quirk_stubs.push(QuirkStub::new(index, insn, at, shape));
+            quirk_shapes.push(shape.clone());
             if let (Some(found), Ok(()), Some(quirk)) = (shape.problem, &problem, quirks.as_slice().get(index)) {
                 problem = Err(EmitError::payload(quirk, found));
             }
@@ -245,7 +246,7 @@ impl StubTableBuilder {
         // SAFETY: the memory is unmapped when the table is dropped, and does not move before.
         let code: &'static [u8] = unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
         let recovers = fault_recovery && style.backend == Backend::Hardware;
-        let map = Box::new(FaultMap { arena, style, quirks, quirk_stubs });
+        let map = Box::new(FaultMap { arena, style, quirks, quirk_stubs, quirk_shapes });
         #[cfg(target_os = "linux")]
         if recovers {
             crate::fault::install()?;

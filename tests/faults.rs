@@ -119,6 +119,26 @@ fn a_payload_that_reads_where_nothing_is() {
     }
 }
 
+/// A payload is somebody's code: it may take locks or allocate, and runs when the table is built, never in the handler.
+#[test]
+fn no_payload_runs_in_the_handler() {
+    static EMITTED: AtomicUsize = AtomicUsize::new(0);
+    for layout in StubLayout::ALL.iter().copied() {
+        let table = with_quirk(layout, |payload| {
+            EMITTED.fetch_add(1, Ordering::Relaxed);
+            dynasm!(payload ; .arch x64 ; push rax);
+            payload.pushed(8);
+            payload.io(IoInsn::out_imm8(Width::Byte, 0x80));
+            dynasm!(payload ; .arch x64 ; pop rax);
+            payload.popped(8);
+        });
+        let emitted = EMITTED.load(Ordering::Relaxed);
+        let given = Rng(3).gprs();
+        refused(table.resolve(OUT, &given), given, 13);
+        assert_eq!(EMITTED.load(Ordering::Relaxed), emitted);
+    }
+}
+
 #[test]
 fn eight_threads_with_a_hundred_thousand_each() {
     let tables: Vec<_> = StubLayout::ALL.iter().map(|&layout| StubTable::new(layout).unwrap()).collect();
