@@ -494,6 +494,48 @@ fn who_comes_in_between_is_not_lost() {
     exits_with(0, "whoever comes in between");
 }
 
+/// How much of an alternate stack some work needs that ends in a signal handler, the kernel's frame included.
+fn stack_of(work: impl FnOnce() + Send) -> usize {
+    const SIZE: usize = 64 << 10;
+    const PAINT: u8 = 0xa5;
+    thread::scope(|scope| {
+        let used = scope.spawn(|| {
+            let mut memory = vec![PAINT; SIZE];
+            let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: SIZE };
+            // SAFETY: a valid structure, and memory that outlives its use as a stack: the old one is put back.
+            unsafe {
+                let mut before: libc::stack_t = mem::zeroed();
+                assert_eq!(libc::sigaltstack(&stack, &mut before), 0);
+                work();
+                assert_eq!(libc::sigaltstack(&before, ptr::null_mut()), 0);
+            }
+            SIZE - memory.iter().take_while(|byte| **byte == PAINT).count()
+        });
+        used.join().unwrap()
+    })
+}
+
+#[test]
+fn the_handler_needs_little_stack() {
+    let builder = |layout| StubTable::builder().layout(layout).quirks(QuirkTable::builtin());
+    let tables: Vec<_> = StubLayout::ALL.iter().map(|&layout| builder(layout).build().unwrap()).collect();
+    install(libc::SIGUSR1, &action(handler_of(count), libc::SA_ONSTACK, &[]));
+    let bare = stack_of(|| {
+        // SAFETY: sends a signal to this thread.
+        assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
+    });
+    let ours = stack_of(|| {
+        for table in &tables {
+            let trigger = Gprs { rax: 0x80, rdx: 0xcd4, ..Gprs::default() };
+            // SAFETY: the process has no privilege for any port.
+            unsafe { table.resolve(OUT, &trigger).run(&mut trigger.clone()) }.unwrap_err();
+            assert!(refused(table));
+        }
+    });
+    println!("{ours} bytes of stack, where a handler that counts takes {bare}");
+    assert!(bare > 500 && ours > bare && ours < bare + 2_048, "{ours} bytes of stack against {bare}");
+}
+
 /// The handler finds a table among thousands, and after thousands, as fast as when there was one.
 #[test]
 fn a_fault_costs_the_same_after_twenty_thousand_tables() {
