@@ -51,7 +51,7 @@ fn io(codes: &[&[Code]]) -> BTreeSet<Vec<Code>> {
 /// Everything in a table, for these options.
 fn check_table(code: &[u8], va: u64, table: &CodeTable, options: &EmitOptions<'_>) {
     let layout = options.layout;
-    let listing = Listing::new(code, va, options.return_thunk, file(options));
+    let listing = Listing::new(code, va, options.return_thunk, file(options)).scrubbed(options.scrub);
     let fixup = |rip| table.fixup(rip);
     let (mut visited, mut faulting) = (BTreeSet::new(), BTreeSet::new());
     for form in forms() {
@@ -169,15 +169,16 @@ fn tables_for_every_register_file() {
 #[test]
 fn a_hardened_table() {
     for &layout in StubLayout::ALL {
-        check_emitted(
-            &EmitOptions::new()
-                .layout(layout)
-                .endbr64(true)
-                .int3(true)
-                .return_thunk(VA - 0x4000)
-                .quirks(QUIRKS[8])
-                .registers(files::ALL[2].library),
-        );
+        let options = EmitOptions::new().layout(layout).endbr64(true).int3(true).scrub(true);
+        check_emitted(&options.return_thunk(VA - 0x4000).quirks(QUIRKS[8]).registers(files::ALL[2].library));
+    }
+}
+
+/// In ring 0, where a quirk has interrupts off: its landing pads scrub as well.
+#[test]
+fn tables_that_scrub() {
+    for &layout in StubLayout::ALL {
+        check_emitted(&EmitOptions::new().layout(layout).scrub(true).quirks(QUIRKS[8]));
     }
 }
 
@@ -199,7 +200,8 @@ fn slots(options: &EmitOptions<'_>, insns: &[IoInsn]) -> (Listing, Helpers, Vec<
         emit_stub(&mut memory[at..at + SLOT], va, *insn, &helpers).unwrap();
         entries.push(va);
     }
-    (Listing::new(&memory, VA, options.return_thunk, file(options)), helpers, entries)
+    let listing = Listing::new(&memory, VA, options.return_thunk, file(options)).scrubbed(options.scrub);
+    (listing, helpers, entries)
 }
 
 /// A slot looks at the register file, if a quirk may take the access: both ways are walked. The options are those that the

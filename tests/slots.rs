@@ -500,7 +500,7 @@ fn quirks_together() {
             for registers in [RegisterFile::GPRS, far] {
                 for quirks in (1..=3).flat_map(selections) {
                     let options = EmitOptions::new().layout(layout).ring(ring).registers(registers).quirks(&quirks);
-                    let options = options.endbr64(true).int3(true).return_thunk(VA - 0x4000);
+                    let options = options.endbr64(true).int3(true).scrub(true).return_thunk(VA - 0x4000);
                     let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], VA, &options).unwrap();
                     for insn in &forms {
                         let len = emit_stub(&mut [0; 0x1000], VA + 0x1000, *insn, &helpers);
