@@ -132,6 +132,9 @@ fn emit_all(
 ///
 /// The pointers that INS and OUTS follow are the register file's: whoever emits one has bounded and translated them.
 ///
+/// The stub asks nobody for permission. Whoever calls it has looked that what it is going to do is permitted: every access
+/// that [`Quirk::accesses`] names, of the first quirk that [applies](Quirk::applies), or else the plain access.
+///
 /// # Errors
 ///
 /// See [`EmitError`]; the slot is then as it was.
