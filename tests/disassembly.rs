@@ -13,8 +13,8 @@ use common::walk::{Listing, Walked, is_io};
 use common::{forms, some_forms};
 use iced_x86::{Code, FlowControl, Mnemonic};
 use ioemul::{
-    CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Quirk, QuirkTable, Ring, StubLayout, StubTable, Width, emit_stub,
-    stub_fixup,
+    CodeSink, CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Quirk, QuirkTable, Ring, StubLayout, StubTable, Trigger,
+    Width, emit_stub, stub_fixup,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -179,6 +179,40 @@ fn a_hardened_table() {
 fn tables_that_scrub() {
     for &layout in StubLayout::ALL {
         check_emitted(&EmitOptions::new().layout(layout).scrub(true).quirks(QUIRKS[8]));
+    }
+}
+
+/// Machine code with words of its own on the stack, interrupts off: from each of its accesses, and whatever is between
+/// them, a fault gives IF back.
+#[test]
+fn machine_code_with_interrupts_off() {
+    // SAFETY: never executed.
+    let quirk = unsafe {
+        Quirk::new("machine code", Trigger::out_dx(Width::Byte, 0x80), |payload| {
+            payload.io(OUT);
+            for _ in 0..3 {
+                dynasm::dynasm!(payload ; .arch x64 ; push BYTE 1);
+                payload.pushed(8);
+                payload.io(IoInsn::out_imm8(Width::Byte, 0x84));
+            }
+            for _ in 0..3 {
+                dynasm::dynasm!(payload ; .arch x64 ; lea rsp, [BYTE rsp + 8]);
+                payload.popped(8);
+            }
+        })
+    };
+    let quirks = [quirk.interrupts_off()];
+    for &layout in StubLayout::ALL {
+        for (ring, scrub) in [(Ring::Zero, false), (Ring::Zero, true), (Ring::Three, false)] {
+            let options = EmitOptions::new().layout(layout).ring(ring).scrub(scrub).quirks(&quirks);
+            let mut memory = vec![0; CodeTable::size(&options)];
+            let table = CodeTable::emit(&mut memory, VA, &options).unwrap();
+            let listing = Listing::new(&memory, VA, None, file(&options)).scrubbed(scrub);
+            let walked = listing.walk(table.resolve(OUT, 0, 0x80).unwrap(), |rip| table.fixup(rip));
+            assert_eq!(walked.has(&listing, Mnemonic::Cli), ring == Ring::Zero);
+            // One for each depth; in ring 0, one of them for PUSHFQ itself.
+            assert_eq!(walked.pads.len(), if ring == Ring::Zero { 5 } else { 4 }, "{layout:?} {ring:?}");
+        }
     }
 }
 
