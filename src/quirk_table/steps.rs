@@ -49,7 +49,8 @@ pub enum Step {
 
 const IN: IoInsn = IoInsn::in_dx(Width::Byte);
 
-/// Emits the steps in place of `insn`.
+/// Emits the steps in place of `insn`. (On the frame of its only caller: a kernel's stack is small.)
+#[inline(always)]
 pub(super) fn emit(payload: &mut Payload<'_>, steps: &[Step], insn: IoInsn, port: u16) {
     for step in steps {
         match *step {

@@ -136,7 +136,8 @@ pub fn install() {
             let at = handler as u64;
             IDT[vector] = [at & 0xffff | GATE | (at >> 16 & 0xffff) << 48, at >> 32];
         }
-        let head = &mut (*&raw mut TASK).head;
+        let task = &raw mut TASK;
+        let head = &mut (*task).head;
         head[4..12].copy_from_slice(&((&raw const exception_stack_top) as u64).to_le_bytes()); // RSP0
         head[102..].copy_from_slice(&(Task::HEAD as u16).to_le_bytes()); // where the bitmap starts
         let gdt = Pointer { limit: size_of::<[u64; 7]>() as u16 - 1, base: (&raw const GDT) as u64 };
