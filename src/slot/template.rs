@@ -82,12 +82,12 @@ mod tests {
     fn the_template_is_the_emitters_stub() {
         let near = 1 << 40;
         for &layout in StubLayout::ALL {
-            for bits in 0..32 {
+            for bits in 0..16 {
                 let options = EmitOptions::new()
                     .layout(layout)
                     .endbr64(bits & 1 != 0)
                     .int3(bits & 2 != 0)
-                    .scrub(bits & 16 != 0)
+                    .scrub(bits & 1 != 0)
                     .return_thunk((bits & 4 != 0).then_some(near - 0x1_0000))
                     .registers(if bits & 8 != 0 { RegisterFile::PT_REGS } else { RegisterFile::GPRS });
                 let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], near, &options).unwrap();

@@ -36,6 +36,11 @@ fn quirks() -> impl Iterator<Item = Quirk> {
                 payload.pushed(8);
                 payload.io(IoInsn::out_imm8(Width::Byte, POST_CODE as u8));
             }
+            payload.extend(&[0x48, 0x8d, 0xa4, 0x24, 0x30, 0xff, 0xff, 0xff]); // lea rsp, [rsp - 208]
+            payload.pushed(208);
+            payload.io(IoInsn::in_imm8(Width::Word, POST_CODE as u8)); // as deep as it may be: 29 words, and the flags
+            payload.extend(&[0x48, 0x8d, 0xa4, 0x24, 0xd0, 0x00, 0x00, 0x00]); // lea rsp, [rsp + 208]
+            payload.popped(208);
             payload.io(IoInsn::in_dx(Width::Word));
             for _ in 0..3 {
                 payload.extend(&[0x48, 0x8d, 0x64, 0x24, 0x08]); // lea rsp, [rsp + 8]
