@@ -149,7 +149,8 @@ pub fn emit_stub(slot: &mut [u8], va: u64, insn: IoInsn, helpers: &Helpers) -> R
 /// Where a fault at `rip` resumes, for a stub that [`emit_stub`] emitted with these arguments: the address of a landing
 /// pad, to be set as RIP and nothing else. `None`: `rip` is not in an I/O sequence of that stub.
 ///
-/// The stub then returns 1 in RAX, the register file being as it was given. (After a fault in INS or OUTS, RCX, RSI and
+/// The stub then returns 1 in RAX, the register file being as it was given, and IF as it was before a quirk masked
+/// interrupts. (After a fault in INS or OUTS, RCX, RSI and
 /// RDI of the register file say how far it got.)
 pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, rip: u64) -> Option<u64> {
     let offset = usize::try_from(rip.checked_sub(va)?).ok()?;
