@@ -29,6 +29,8 @@ pub struct EmitOptions<'q> {
     pub return_thunk: Option<u64>,
     /// INT3 after every final RET or JMP, against straight-line speculation.
     pub int3: bool,
+    /// Zero RCX, RDX, RSI, RDI and R8 to R11 before a stub returns.
+    pub scrub: bool,
     /// The privilege level that the code will run at: decides between the variants of a quirk. Ring 0 by default.
     pub ring: Ring,
     /// The quirks, in the order in which they are asked: each stands in the place of the accesses that its
@@ -79,6 +81,23 @@ impl<'q> EmitOptions<'q> {
         self
     }
 
+    /// Whether a stub zeroes RCX, RDX, RSI, RDI and R8 to R11 before it returns, by its own end and by a landing pad.
+    ///
+    /// A guest chooses what those registers hold, and without this its values are still there when the host goes on: a
+    /// branch of the host's that is predicted wrong may use them speculatively, as addresses or indices. (Linux clears
+    /// its registers for that reason where it is entered.) RBX, RBP and R12 to R15 are the host's own again by then, RAX
+    /// is the result, and the status flags are those of the last XOR.
+    ///
+    /// It costs eight instructions and 20 bytes: in each stub of [`StubLayout::CallRet`] and [`StubLayout::Inline`], once
+    /// among the helpers of the other layouts, and once in the landing pads. Off, it costs nothing.
+    ///
+    /// A [`StubTable`](crate::StubTable) does not have it: there the handler of a fault passes what the fault was to the
+    /// stub's caller, in RDX and R8.
+    pub fn scrub(mut self, scrub: bool) -> Self {
+        self.scrub = scrub;
+        self
+    }
+
     /// The privilege level that the code will run at.
     pub fn ring(mut self, ring: Ring) -> Self {
         self.ring = ring;
@@ -100,6 +119,7 @@ impl<'q> EmitOptions<'q> {
             registers: self.registers,
             endbr64: self.endbr64,
             returns: Returns { thunk: self.return_thunk.is_some(), int3: self.int3 },
+            scrub: self.scrub,
             ring: self.ring,
         }
     }

@@ -154,9 +154,21 @@ pub(crate) fn emit_prologue<S: CodeSink + ?Sized>(ops: &mut S) {
 }
 
 /// The inverse of [`emit_prologue`], and the return to the stub's caller. RAX is the stub's result and is left alone.
-pub(crate) fn emit_epilogue<S: CodeSink + ?Sized>(ops: &mut S, returns: Returns) {
+pub(crate) fn emit_epilogue<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle) {
     dynasm!(ops ; .arch x64 ; pop rdi ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx);
-    emit_return(ops, returns);
+    if style.scrub {
+        emit_scrub(ops);
+    }
+    emit_return(ops, style.returns);
+}
+
+/// Zeroes every register that the caller does not get back, but for the result: what a guest has put there is gone, and
+/// the status flags are those of XOR.
+fn emit_scrub<S: CodeSink + ?Sized>(ops: &mut S) {
+    dynasm!(ops ; .arch x64
+        ; xor ecx, ecx ; xor edx, edx ; xor esi, esi ; xor edi, edi
+        ; xor r8d, r8d ; xor r9d, r9d ; xor r10d, r10d ; xor r11d, r11d
+    );
 }
 
 /// Emits the helpers of a style, each under its global label.
@@ -182,7 +194,7 @@ pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle)
             emit_return(ops, returns);
             dynasm!(ops ; .arch x64 ; =>Helper::LeaveGuest);
             emit_saves(ops, registers, 0);
-            emit_epilogue(ops, returns);
+            emit_epilogue(ops, style);
         }
         StubLayout::Rop => {
             dynasm!(ops ; .arch x64
@@ -199,7 +211,7 @@ pub(crate) fn emit_helpers<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle)
             emit_return(ops, returns);
             dynasm!(ops ; .arch x64 ; =>Helper::GuestToHost);
             emit_saves(ops, registers, 0);
-            emit_epilogue(ops, returns);
+            emit_epilogue(ops, style);
         }
         StubLayout::Inline => {}
     }
@@ -285,6 +297,6 @@ pub(crate) fn emit_pads<S: CodeSink + ?Sized>(ops: &mut S, style: &StubStyle, de
     let plain = here(ops);
     (0..layout.depth_at_io() / 8).for_each(|_| dynasm!(ops ; .arch x64 ; pop rax));
     dynasm!(ops ; .arch x64 ; mov eax, DWORD 1);
-    emit_epilogue(ops, returns);
+    emit_epilogue(ops, style);
     Pads { plain, masked, string }
 }

@@ -18,6 +18,7 @@
 //! - [`StubTable`] is the engine under it, for who wants to run stubs himself.
 //! - [`emit_stub`] and [`CodeTable`] write the same stubs to memory that the caller owns, without `std` and without an
 //!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
+//! - [`TssBitmap`] answers, without `std` as well, which of a guest's accesses a CPU would permit.
 //! - [`StubLayout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms
 //!   that
 //!   need more; [`fault`] how a #GP becomes an error.
@@ -48,6 +49,7 @@ compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 t
 mod access;
 mod gprs;
 mod insn;
+mod tss;
 // Machine code for it, wherever it goes.
 mod emission;
 mod helpers;
@@ -91,6 +93,7 @@ struct Readme;
 pub use access::PortAccess;
 pub use gprs::{Gprs, ParseGprsError, RegisterFile};
 pub use insn::{AddressSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, Width};
+pub use tss::TssBitmap;
 
 pub use emission::{EmitError, EmitOptions};
 pub use quirk_table::{CARRY_LIMIT, DmiMatch, DmiStrings, PROLIANT_POLL_LIMIT, Quirk, Step, Trigger, TriggerForm};

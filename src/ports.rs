@@ -84,9 +84,7 @@ impl PortSet {
     #[inline]
     pub fn permits(&self, port: u16, width: Width) -> bool {
         let at = usize::from(port / 8);
-        let two_bytes = u16::from_le_bytes([self.denied[at], self.denied[at + 1]]);
-        let touched = (1 << width.bytes()) - 1;
-        two_bytes >> (port % 8) & touched == 0
+        crate::tss::are_clear([self.denied[at], self.denied[at + 1]], port, width)
     }
 
     /// Whether no port is in the set.
@@ -130,7 +128,8 @@ impl PortSet {
     ///
     /// As the SDM has it (vol. 1, 19.5.2), the last byte of the map maps no ports, whatever it holds, and ports past
     /// the end of a short map are denied: 11 bytes map 80 ports. Append `0xff` to a bitmap that comes without that
-    /// byte. Bytes beyond [`Self::TSS_BITMAP_BYTES`] are not looked at.
+    /// byte. Bytes beyond [`Self::TSS_BITMAP_BYTES`] are not looked at. ([`TssBitmap`](crate::TssBitmap) answers for a map
+    /// as it lies, without a copy; and for one whose last byte is not all ones, as a CPU does.)
     pub fn from_tss_bitmap(map: &[u8]) -> Self {
         let mapped = map.len().saturating_sub(1).min(PORTS / 8);
         let mut set = Self::none();

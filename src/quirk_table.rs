@@ -18,7 +18,7 @@
 
 use crate::helpers::{Depths, Landing};
 use crate::stub::{Accesses, Body, Counter, Marks, StubShape, StubStyle, emit_stub};
-use crate::{Direction, IoInsn, Payload, PortAccess, PortOperand, Width};
+use crate::{Direction, IoInsn, Payload, PortAccess, PortOperand, Ring, Width};
 
 mod dmi_match;
 mod steps;
@@ -125,16 +125,14 @@ pub struct Quirk {
     platform: Option<&'static DmiMatch>,
     trigger: Trigger,
     work: Work,
+    /// `pushf; cli; … popf` around it, in ring 0.
+    interrupts_off: bool,
 }
 
 /// What a quirk does.
 #[derive(Clone, Copy, Debug)]
 enum Work {
-    Steps {
-        steps: &'static [Step],
-        /// `pushf; cli; … popf` around them, in ring 0.
-        interrupts_off: bool,
-    },
+    Steps(&'static [Step]),
     Code(fn(&mut Payload<'_>)),
 }
 
@@ -223,7 +221,7 @@ impl Quirk {
 
     /// A quirk of the caller's own, as steps.
     pub const fn from_steps(name: &'static str, trigger: Trigger, steps: &'static [Step]) -> Self {
-        Self { name, platform: None, trigger, work: Work::Steps { steps, interrupts_off: false } }
+        Self { name, platform: None, trigger, work: Work::Steps(steps), interrupts_off: false }
     }
 
     /// A quirk of the caller's own, as machine code: what `payload` emits runs in place of the access.
@@ -244,9 +242,9 @@ impl Quirk {
     /// runs the stub. It must come to its end, with RSP as it was, without writing below RSP; it must say what it
     /// pushes ([`Payload::pushed`]), write I/O instructions with [`Payload::io`] only, and touch no memory that is not
     /// its own. It must not change segment registers, MXCSR, the x87 control word or RFLAGS other than the status
-    /// flags. What it emits is the same each time.
+    /// flags: no CLI of its own, but [`Self::interrupts_off`]. What it emits is the same each time.
     pub const unsafe fn new(name: &'static str, trigger: Trigger, payload: fn(&mut Payload<'_>)) -> Self {
-        Self { name, platform: None, trigger, work: Work::Code(payload) }
+        Self { name, platform: None, trigger, work: Work::Code(payload), interrupts_off: false }
     }
 
     /// Restricts the quirk to the machines that `platform` matches. Without it, a quirk is for every machine.
@@ -255,12 +253,10 @@ impl Quirk {
         self
     }
 
-    /// In ring 0, masks interrupts while the steps run (`pushf; cli; … popf`): the flags come back as they were before.
-    /// Without effect in ring 3, where CLI faults, and on machine code, which sees to that itself.
+    /// In ring 0, masks interrupts while the steps or the machine code run (`pushf; cli; … popf`): the flags come back as
+    /// they were before, IF also if an access faults. Without effect in ring 3, where CLI faults.
     pub const fn interrupts_off(mut self) -> Self {
-        if let Work::Steps { steps, .. } = self.work {
-            self.work = Work::Steps { steps, interrupts_off: true };
-        }
+        self.interrupts_off = true;
         self
     }
 
@@ -289,7 +285,7 @@ impl Quirk {
     /// Its steps; `None` for machine code.
     pub const fn steps(&self) -> Option<&'static [Step]> {
         match self.work {
-            Work::Steps { steps, .. } => Some(steps),
+            Work::Steps(steps) => Some(steps),
             Work::Code(_) => None,
         }
     }
@@ -345,11 +341,16 @@ impl Body for Quirk {
     }
 
     fn emit(&self, payload: &mut Payload<'_>, insn: IoInsn) {
+        let interrupts_off = self.interrupts_off && payload.ring() == Ring::Zero;
+        if interrupts_off {
+            payload.mask_interrupts();
+        }
         match self.work {
-            Work::Steps { steps, interrupts_off } => {
-                steps::emit(payload, steps, interrupts_off, insn, self.trigger.port);
-            }
+            Work::Steps(steps) => steps::emit(payload, steps, insn, self.trigger.port),
             Work::Code(code) => code(payload),
+        }
+        if interrupts_off {
+            payload.unmask_interrupts();
         }
     }
 }

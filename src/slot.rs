@@ -132,6 +132,9 @@ fn emit_all(
 ///
 /// The pointers that INS and OUTS follow are the register file's: whoever emits one has bounded and translated them.
 ///
+/// The stub asks nobody for permission. Whoever calls it has looked that what it is going to do is permitted: every access
+/// that [`Quirk::accesses`] names, of the first quirk that [applies](Quirk::applies), or else the plain access.
+///
 /// # Errors
 ///
 /// See [`EmitError`]; the slot is then as it was.
@@ -146,7 +149,8 @@ pub fn emit_stub(slot: &mut [u8], va: u64, insn: IoInsn, helpers: &Helpers) -> R
 /// Where a fault at `rip` resumes, for a stub that [`emit_stub`] emitted with these arguments: the address of a landing
 /// pad, to be set as RIP and nothing else. `None`: `rip` is not in an I/O sequence of that stub.
 ///
-/// The stub then returns 1 in RAX, the register file being as it was given. (After a fault in INS or OUTS, RCX, RSI and
+/// The stub then returns 1 in RAX, the register file being as it was given, and IF as it was before a quirk masked
+/// interrupts. (After a fault in INS or OUTS, RCX, RSI and
 /// RDI of the register file say how far it got.)
 pub fn stub_fixup(va: u64, insn: IoInsn, helpers: &Helpers, rip: u64) -> Option<u64> {
     let offset = usize::try_from(rip.checked_sub(va)?).ok()?;

@@ -110,6 +110,25 @@ impl CodeTable {
     }
 
     /// Every access that the stub of [`Self::resolve`] makes, each once: what has to be permitted before it is called.
+    ///
+    /// All of them have to be: a quirk's stub goes on to its second access whatever became of the first. In ring 0 no
+    /// bitmap is asked by the CPU; one that holds for the guest is asked here. For INS and OUTS this is one element.
+    ///
+    /// ```
+    /// use ioemul::{CodeTable, EmitOptions, IoInsn, Quirk, TssBitmap, Width};
+    /// let options = EmitOptions::new().quirks(&[Quirk::DELL_SMM]);
+    /// let mut memory = vec![0; CodeTable::size(&options)];
+    /// let table = CodeTable::emit(&mut memory, 0xffff_ffff_8200_0000, &options)?;
+    /// let may_run = |map: TssBitmap<'_>, rax| {
+    ///     let mut accesses = table.accesses(IoInsn::out_imm8(Width::Byte, 0xb2), rax, 0);
+    ///     accesses.all(|access| map.permits(access.port, access.width))
+    /// };
+    /// let mut bits = [0xff; 0x20];
+    /// bits[0xb2 / 8] &= !(1 << (0xb2 % 8)); // 0xb2 is permitted, 0x84 is not
+    /// assert!(may_run(TssBitmap::new(&bits), 0));
+    /// assert!(!may_run(TssBitmap::new(&bits), 0xa3)); // the quirk writes 0x84 as well
+    /// # Ok::<(), ioemul::EmitError>(())
+    /// ```
     pub fn accesses(&self, insn: IoInsn, rax: u64, rdx: u64) -> impl Iterator<Item = PortAccess> + use<> {
         let quirk = QuirkStub::resolve(&self.quirk_stubs, &self.quirks, insn, rax, rdx);
         let quirk = quirk.map(|(_, quirk)| *quirk);

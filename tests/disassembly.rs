@@ -13,8 +13,8 @@ use common::walk::{Listing, Walked, is_io};
 use common::{forms, some_forms};
 use iced_x86::{Code, FlowControl, Mnemonic};
 use ioemul::{
-    CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Quirk, QuirkTable, Ring, StubLayout, StubTable, Width, emit_stub,
-    stub_fixup,
+    CodeSink, CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Quirk, QuirkTable, Ring, StubLayout, StubTable, Trigger,
+    Width, emit_stub, stub_fixup,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -51,7 +51,7 @@ fn io(codes: &[&[Code]]) -> BTreeSet<Vec<Code>> {
 /// Everything in a table, for these options.
 fn check_table(code: &[u8], va: u64, table: &CodeTable, options: &EmitOptions<'_>) {
     let layout = options.layout;
-    let listing = Listing::new(code, va, options.return_thunk, file(options));
+    let listing = Listing::new(code, va, options.return_thunk, file(options)).scrubbed(options.scrub);
     let fixup = |rip| table.fixup(rip);
     let (mut visited, mut faulting) = (BTreeSet::new(), BTreeSet::new());
     for form in forms() {
@@ -166,18 +166,46 @@ fn tables_for_every_register_file() {
     }
 }
 
+/// In ring 0, where a quirk has interrupts off: its landing pads scrub as well.
 #[test]
 fn a_hardened_table() {
     for &layout in StubLayout::ALL {
-        check_emitted(
-            &EmitOptions::new()
-                .layout(layout)
-                .endbr64(true)
-                .int3(true)
-                .return_thunk(VA - 0x4000)
-                .quirks(QUIRKS[8])
-                .registers(files::ALL[2].library),
-        );
+        let options = EmitOptions::new().layout(layout).endbr64(true).int3(true).scrub(true);
+        check_emitted(&options.return_thunk(VA - 0x4000).quirks(QUIRKS[8]).registers(files::ALL[2].library));
+    }
+}
+
+/// Machine code with words of its own on the stack, interrupts off: from each of its accesses, and whatever is between
+/// them, a fault gives IF back.
+#[test]
+fn machine_code_with_interrupts_off() {
+    // SAFETY: never executed.
+    let quirk = unsafe {
+        Quirk::new("machine code", Trigger::out_dx(Width::Byte, 0x80), |payload| {
+            payload.io(OUT);
+            for _ in 0..3 {
+                dynasm::dynasm!(payload ; .arch x64 ; push BYTE 1);
+                payload.pushed(8);
+                payload.io(IoInsn::out_imm8(Width::Byte, 0x84));
+            }
+            for _ in 0..3 {
+                dynasm::dynasm!(payload ; .arch x64 ; lea rsp, [BYTE rsp + 8]);
+                payload.popped(8);
+            }
+        })
+    };
+    let quirks = [quirk.interrupts_off()];
+    for &layout in StubLayout::ALL {
+        for (ring, scrub) in [(Ring::Zero, false), (Ring::Zero, true), (Ring::Three, false)] {
+            let options = EmitOptions::new().layout(layout).ring(ring).scrub(scrub).quirks(&quirks);
+            let mut memory = vec![0; CodeTable::size(&options)];
+            let table = CodeTable::emit(&mut memory, VA, &options).unwrap();
+            let listing = Listing::new(&memory, VA, None, file(&options)).scrubbed(scrub);
+            let walked = listing.walk(table.resolve(OUT, 0, 0x80).unwrap(), |rip| table.fixup(rip));
+            assert_eq!(walked.has(&listing, Mnemonic::Cli), ring == Ring::Zero);
+            // One for each depth; in ring 0, one of them for PUSHFQ itself.
+            assert_eq!(walked.pads.len(), if ring == Ring::Zero { 5 } else { 4 }, "{layout:?} {ring:?}");
+        }
     }
 }
 
@@ -199,7 +227,8 @@ fn slots(options: &EmitOptions<'_>, insns: &[IoInsn]) -> (Listing, Helpers, Vec<
         emit_stub(&mut memory[at..at + SLOT], va, *insn, &helpers).unwrap();
         entries.push(va);
     }
-    (Listing::new(&memory, VA, options.return_thunk, file(options)), helpers, entries)
+    let listing = Listing::new(&memory, VA, options.return_thunk, file(options)).scrubbed(options.scrub);
+    (listing, helpers, entries)
 }
 
 /// A slot looks at the register file, if a quirk may take the access: both ways are walked. The options are those that the

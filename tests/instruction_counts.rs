@@ -7,12 +7,16 @@
 
 use std::arch::asm;
 use std::ffi::{c_int, c_void};
-use std::fmt::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+mod common;
+
+use common::alias::Alias;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess};
-use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
+use ioemul::{
+    CodeSink, CodeTable, EmitOptions, Gprs, IoInsn, Quirk, Ring, StubLayout, StubTable, SymbolName, Trigger, Width,
+};
 
 /// Where the steps led: as many as fit, and how many there were.
 static TRAIL: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
@@ -73,6 +77,35 @@ fn counts(trail: &[u64]) -> Counts {
     counts
 }
 
+/// A line of the table: what a run of `stub`, somewhere in `code`, executes.
+fn row(name: &str, code: &[u8], stub: &[u8]) -> String {
+    let given = Gprs { rax: 1, rdi: 2, r15: 3, rflags: Gprs::STATUS_FLAGS, ..Gprs::default() };
+    let mut gprs = given;
+    let trail = trail(code, stub.as_ptr(), &mut gprs);
+    assert_eq!(gprs, given, "{name}");
+    // SAFETY: the last instruction that was executed within the table.
+    let last = trail.last().map(|at| unsafe { *(*at as *const u8) });
+    assert_eq!(last, Some(0xc3), "{name} did not come to its end");
+    let Counts { instructions, loads, stores, branches } = counts(&trail);
+    format!("{name:<20}{:>5}{instructions:>14}{loads:>8}{stores:>8}{branches:>10}\n", stub.len())
+}
+
+/// The same of a stub with the option [`scrub`](EmitOptions::scrub), which is the caller's own: a quirk of its makes no
+/// access.
+fn scrubbing_row(layout: StubLayout) -> String {
+    // SAFETY: a no-op.
+    let nop =
+        unsafe { Quirk::new("NOP", Trigger::out_dx(Width::Byte, 0), |payload| payload.extend(&[0x0f, 0x1f, 0x00])) };
+    let quirks = [nop];
+    let options = EmitOptions::new().layout(layout).scrub(true).ring(Ring::Three).quirks(&quirks);
+    let mut memory = Alias::new(CodeTable::size(&options));
+    let va = memory.va();
+    let table = CodeTable::emit(memory.memory(), va, &options).unwrap();
+    let stub = table.symbols().find(|symbol| matches!(symbol.name, SymbolName::Quirk { .. })).unwrap();
+    let code = memory.code();
+    row(&format!("{layout:?}, scrubbing"), code, &code[(stub.address - va) as usize..][..stub.len])
+}
+
 #[test]
 fn as_many_as_ever() {
     // SAFETY: all-zero is a valid action: no flags, an empty mask.
@@ -83,23 +116,14 @@ fn as_many_as_ever() {
     assert_eq!(unsafe { libc::sigaction(libc::SIGTRAP, &action, core::ptr::null_mut()) }, 0);
 
     let mut table = format!(
-        "# A run of each stub, a no-op in place of the I/O.\n{:<10}{:>8}{:>14}{:>8}{:>8}{:>10}\n",
+        "# A run of each stub, a no-op in place of the I/O.\n{:<20}{:>5}{:>14}{:>8}{:>8}{:>10}\n",
         "# layout", "bytes", "instructions", "loads", "stores", "branches"
     );
     for layout in StubLayout::ALL.iter().copied() {
         let stubs = StubTable::builder().layout(layout).elide_io(true).build().unwrap();
-        let stub = stubs.stub(IoInsn::out_dx(Width::Byte));
-        let given = Gprs { rax: 1, rdi: 2, r15: 3, rflags: Gprs::STATUS_FLAGS, ..Gprs::default() };
-        let mut gprs = given;
-        let trail = trail(stubs.code(), stub.code().as_ptr(), &mut gprs);
-        assert_eq!(gprs, given, "{layout:?}");
-        // SAFETY: the last instruction that was executed within the table.
-        let last = trail.last().map(|at| unsafe { *(*at as *const u8) });
-        assert_eq!(last, Some(0xc3), "{layout:?} did not come to its end");
-        let Counts { instructions, loads, stores, branches } = counts(&trail);
-        let (name, bytes) = (format!("{layout:?}"), stub.code().len());
-        writeln!(table, "{name:<10}{bytes:>8}{instructions:>14}{loads:>8}{stores:>8}{branches:>10}").unwrap();
+        table += &row(&format!("{layout:?}"), stubs.code(), stubs.stub(IoInsn::out_dx(Width::Byte)).code());
     }
+    StubLayout::ALL.iter().for_each(|layout| table += &scrubbing_row(*layout));
 
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/instruction_counts.txt");
     if std::env::var_os("UPDATE_INSTRUCTION_COUNTS").is_some() {

@@ -60,8 +60,8 @@ mod stack {
     use std::hint::black_box;
 
     use ioemul::{
-        CodeTable, EmitError, EmitOptions, Helpers, IoInsn, Quirk, RegisterFile, StubLayout, Width, emit_stub,
-        stub_fixup,
+        CodeTable, EmitError, EmitOptions, Helpers, IoInsn, Quirk, RegisterFile, StubLayout, TssBitmap, Width,
+        emit_stub, stub_fixup,
     };
 
     const SIZE: usize = 1 << 16;
@@ -96,6 +96,14 @@ mod stack {
     }
 
     #[test]
+    fn stack_of_a_bitmap_is_next_to_none() {
+        let map = black_box([0; 0x2001]);
+        let mut permitted = false;
+        let bytes = used(|| permitted = black_box(TssBitmap::new(&map)).permits(black_box(0xcd4), Width::Dword));
+        assert!(permitted && bytes <= 128, "{bytes} bytes of stack");
+    }
+
+    #[test]
     fn stack_of_the_emitters() {
         let array_on_the_stack = used(|| _ = black_box([0_u8; 4000]));
         assert!((4000..5000).contains(&array_on_the_stack), "what is used is seen: {array_on_the_stack}");
@@ -108,7 +116,7 @@ mod stack {
             for registers in [RegisterFile::GPRS, RegisterFile::PT_REGS] {
                 let quirks = &Quirk::ALL[..EmitOptions::MAX_QUIRKS];
                 let options = EmitOptions::new().layout(layout).registers(registers).endbr64(true).int3(true);
-                let options = options.return_thunk(0x1000).quirks(quirks);
+                let options = options.scrub(true).return_thunk(0x1000).quirks(quirks);
                 let mut memory = vec![0; CodeTable::size(&options)];
                 // The result is the caller's own.
                 let bytes = used(|| _ = black_box(&Helpers::emit(&mut memory, 0x2000, &options)));

@@ -372,6 +372,28 @@ fn payloads_that_do_not_add_up() {
     assert_eq!(error_of(|payload| (0..40).for_each(|_| payload.pushed(8))), unbalanced);
 }
 
+/// With interrupts off there is a word on the stack that is not the payload's: it counts, and may not be popped.
+#[test]
+fn payloads_that_pop_the_hosts_flags() {
+    let refused = |payload: PayloadFn, ring| {
+        // SAFETY: never executed.
+        let quirks = [unsafe { Quirk::new("odd", Trigger::out_dx(Width::Byte, 0x80), payload) }.interrupts_off()];
+        let options = EmitOptions::new().ring(ring).quirks(&quirks);
+        let table = CodeTable::emit(&mut vec![0; CodeTable::size(&options)], VA, &options);
+        let slot = emit_stub(&mut [0; 0x1000], VA + 0x1000, OUT, &helpers_at(VA, &options));
+        assert_eq!(table.is_err(), slot.is_err());
+        table.is_err_and(|error| error == EmitError::UnbalancedPayload { quirk: "odd" })
+    };
+    let pops_first = |payload: &mut Payload<'_>| {
+        payload.popped(8);
+        payload.pushed(8);
+    };
+    assert!(refused(pops_first, Ring::Zero) && refused(pops_first, Ring::Three));
+    assert!(!refused(|payload| deep(payload, 29), Ring::Zero) && !refused(|payload| deep(payload, 30), Ring::Three));
+    assert!(refused(|payload| deep(payload, 30), Ring::Zero));
+    assert!(refused(|payload| payload.pushed(8), Ring::Zero) && refused(|payload| payload.popped(8), Ring::Zero));
+}
+
 fn deep(payload: &mut Payload<'_>, words: u8) {
     payload.pushed(8 * words);
     payload.popped(8 * words);
@@ -500,7 +522,7 @@ fn quirks_together() {
             for registers in [RegisterFile::GPRS, far] {
                 for quirks in (1..=3).flat_map(selections) {
                     let options = EmitOptions::new().layout(layout).ring(ring).registers(registers).quirks(&quirks);
-                    let options = options.endbr64(true).int3(true).return_thunk(VA - 0x4000);
+                    let options = options.endbr64(true).int3(true).scrub(true).return_thunk(VA - 0x4000);
                     let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], VA, &options).unwrap();
                     for insn in &forms {
                         let len = emit_stub(&mut [0; 0x1000], VA + 0x1000, *insn, &helpers);

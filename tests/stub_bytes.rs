@@ -152,6 +152,31 @@ fn endbr64_comes_first() {
     }
 }
 
+/// `xor ecx, ecx` … `xor r11d, r11d`, in front of each return to the caller, and nothing else changed.
+#[test]
+fn a_stub_that_scrubs() {
+    const XORS: &str = "31 C9 31 D2 31 F6 31 FF 45 31 C0 45 31 C9 45 31 D2 45 31 DB C3";
+    for layout in StubLayout::ALL.iter().copied() {
+        let (plain, _) = helpers(layout);
+        let options = EmitOptions::new().layout(layout).scrub(true);
+        let (scrubbing, bytes) = helpers_with(&options);
+        // At the end of the stub, or of the helper that it ends in; and of the landing pads.
+        let of_stub = matches!(layout, StubLayout::CallRet | StubLayout::Inline);
+        assert_eq!(scrubbing.len() - plain.len(), if of_stub { 20 } else { 40 }, "{layout:?}");
+        assert_eq!(bytes[bytes.len() - 21..], expand(XORS, 0, &[], |_| 0), "{layout:?}");
+        let pattern = match of_stub {
+            true => pattern(layout).strip_suffix("C3").unwrap().to_owned() + XORS,
+            false => pattern(layout).to_owned(),
+        };
+        for form in forms() {
+            let (va, mut slot) = (HELPERS_AT + 0x1000, [0xaa; 256]);
+            let len = emit_stub(&mut slot, va, form.insn, &scrubbing).unwrap();
+            let expected = expand(&pattern, va, &form.io, |name| address(&scrubbing, name));
+            assert_eq!(slot[..len], expected, "{layout:?} {}", form.insn);
+        }
+    }
+}
+
 /// A no-op of three bytes in place of `<io>`, and nothing else changed.
 #[test]
 fn an_elided_access_is_as_long() {

@@ -49,12 +49,9 @@ pub enum Step {
 
 const IN: IoInsn = IoInsn::in_dx(Width::Byte);
 
-/// Emits the steps in place of `insn`.
-pub(super) fn emit(payload: &mut Payload<'_>, steps: &[Step], interrupts_off: bool, insn: IoInsn, port: u16) {
-    let interrupts_off = interrupts_off && payload.ring() == Ring::Zero;
-    if interrupts_off {
-        payload.mask_interrupts();
-    }
+/// Emits the steps in place of `insn`. (On the frame of its only caller: a kernel's stack is small.)
+#[inline(always)]
+pub(super) fn emit(payload: &mut Payload<'_>, steps: &[Step], insn: IoInsn, port: u16) {
     for step in steps {
         match *step {
             Step::Access => payload.step(insn),
@@ -68,9 +65,6 @@ pub(super) fn emit(payload: &mut Payload<'_>, steps: &[Step], interrupts_off: bo
             Step::WaitCarryClear { limit } => wait_carry_clear(payload, limit),
             Step::Spin { count } => spin(payload, count),
         }
-    }
-    if interrupts_off {
-        payload.unmask_interrupts();
     }
 }
 

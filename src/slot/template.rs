@@ -87,6 +87,7 @@ mod tests {
                     .layout(layout)
                     .endbr64(bits & 1 != 0)
                     .int3(bits & 2 != 0)
+                    .scrub(bits & 1 != 0)
                     .return_thunk((bits & 4 != 0).then_some(near - 0x1_0000))
                     .registers(if bits & 8 != 0 { RegisterFile::PT_REGS } else { RegisterFile::GPRS });
                 let helpers = Helpers::emit(&mut [0; Helpers::MAX_LEN], near, &options).unwrap();

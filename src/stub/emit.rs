@@ -176,7 +176,7 @@ fn emit_switch<S: CodeSink>(
         StubLayout::CallRet => {
             dynasm!(ops ; .arch x64 ; call =>Helper::SaveGuestGprs);
             marks.branch(ops.offset() - io);
-            emit_epilogue(ops, returns);
+            emit_epilogue(ops, style);
         }
         StubLayout::Compact => {
             dynasm!(ops ; .arch x64 ; jmp =>Helper::LeaveGuest);
@@ -190,7 +190,7 @@ fn emit_switch<S: CodeSink>(
                 ; ioemul_transferred:
             );
             emit_saves(ops, registers, 0);
-            emit_epilogue(ops, returns);
+            emit_epilogue(ops, style);
         }
     }
     if returns.thunk && layout != StubLayout::Compact {

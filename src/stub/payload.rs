@@ -248,7 +248,8 @@ struct Depth(u16);
 impl Depth {
     fn new(offset: usize, words: i16, masked: bool) -> Option<Self> {
         let (offset, words) = (u16::try_from(offset).ok()?, u16::try_from(words).ok()?);
-        let fits = offset < 1 << 10 && words <= Marks::MAX_WORDS.into();
+        // The flags of before a CLI are none of the payload's to pop.
+        let fits = offset < 1 << 10 && (u16::from(masked)..=Marks::MAX_WORDS.into()).contains(&words);
         fits.then_some(Self(offset << 6 | words << 1 | u16::from(masked)))
     }
 

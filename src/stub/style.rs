@@ -45,6 +45,8 @@ pub(crate) struct StubStyle {
     pub registers: RegisterFile,
     pub endbr64: bool,
     pub returns: Returns,
+    /// Zero what the caller does not get back.
+    pub scrub: bool,
     pub ring: Ring,
 }
 

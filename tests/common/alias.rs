@@ -35,6 +35,12 @@ impl Alias {
         unsafe { std::slice::from_raw_parts_mut(self.writable, self.len) }
     }
 
+    /// The same, where it is executed.
+    pub fn code(&self) -> &[u8] {
+        // SAFETY: as above; while this is borrowed, nobody writes.
+        unsafe { std::slice::from_raw_parts(self.executable, self.len) }
+    }
+
     pub fn va(&self) -> u64 {
         self.executable as u64
     }

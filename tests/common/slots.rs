@@ -22,20 +22,24 @@ pub const QUIRKS: &[&[Quirk]] = &[
 
 /// Every combination of what hardens a stub.
 pub fn hardenings() -> impl Iterator<Item = EmitOptions<'static>> {
-    (0..8).map(|bits| {
+    (0..16).map(|bits| {
         let thunk = (bits & 2 != 0).then_some(VA - 0x4000);
-        EmitOptions::new().endbr64(bits & 1 != 0).return_thunk(thunk).int3(bits & 4 != 0)
+        EmitOptions::new().endbr64(bits & 1 != 0).return_thunk(thunk).int3(bits & 4 != 0).scrub(bits & 8 != 0)
     })
 }
 
-/// What changes the bytes: every hardening with and without a quirk, every register file, and all quirks in both rings.
+/// What changes the bytes: every hardening with quirks, and most without; every register file, bare and with all hardenings,
+/// and all quirks in both rings.
 pub fn options(layout: StubLayout) -> Vec<EmitOptions<'static>> {
     let mut all = Vec::new();
-    for quirks in [QUIRKS[0], QUIRKS[1], QUIRKS[8]] {
-        all.extend(hardenings().map(|options| options.quirks(quirks)));
+    for quirks in [QUIRKS[0], QUIRKS[1]] {
+        all.extend(hardenings().filter(|options| !options.scrub).map(|options| options.quirks(quirks)));
     }
+    all.extend(hardenings().map(|options| options.quirks(QUIRKS[8])));
     for file in &files::ALL[1..] {
-        all.extend([QUIRKS[0], QUIRKS[8]].map(|quirks| EmitOptions::new().registers(file.library).quirks(quirks)));
+        let plain = EmitOptions::new().registers(file.library);
+        all.extend([QUIRKS[0], QUIRKS[8]].map(|quirks| plain.quirks(quirks)));
+        all.push(plain.endbr64(true).return_thunk(VA - 0x4000).int3(true).scrub(true).quirks(QUIRKS[8]));
     }
     for quirks in &QUIRKS[1..] {
         all.extend([Ring::Zero, Ring::Three].map(|ring| EmitOptions::new().ring(ring).quirks(quirks)));

@@ -115,12 +115,26 @@ const WORDS: [Register; 15] = [
 const CALLEE_SAVED: [Register; 6] =
     [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
 
+/// What a callee may change, but for the result.
+const SCRUBBED: [Register; 8] = [
+    Register::RCX,
+    Register::RDX,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+];
+
 /// Disassembled code.
 pub struct Listing {
     pub instructions: BTreeMap<u64, Instruction>,
     /// A JMP to here is a RET.
     thunk: Option<u64>,
     file: File,
+    /// Whether the registers that the caller does not get back are zeroed at the end.
+    scrubbed: bool,
 }
 
 /// What a walk has passed.
@@ -187,7 +201,12 @@ impl Listing {
             assert!(!insn.is_invalid(), "no instruction at {:#x}", insn.ip());
             instructions.insert(insn.ip(), insn);
         }
-        Self { instructions, thunk, file }
+        Self { instructions, thunk, file, scrubbed: false }
+    }
+
+    /// Whether the stubs [scrub](ioemul::EmitOptions::scrub).
+    pub fn scrubbed(self, scrubbed: bool) -> Self {
+        Self { scrubbed, ..self }
     }
 
     /// Runs the stub at `entry` to its end, on every path; and from every instruction for which `fixup` names a landing
@@ -232,6 +251,7 @@ impl Listing {
                 true => state.check_landed(&self.file),
                 false => state.check_end(&self.file, &mut walked),
             }
+            state.check_scrubbed(self.scrubbed);
         }
         walked
     }
@@ -618,6 +638,20 @@ impl State {
         for flag in [IF, DF] {
             let expected = self.resolve(&Bit::of(Value::HostFlags, flag as u8));
             assert_eq!(self.resolve(&self.flags[flag]), expected, "RFLAGS, bit {flag}, at the end");
+        }
+    }
+
+    /// Of what a guest had in the registers nothing is left, or else all of it is, but for what served as a scratch.
+    fn check_scrubbed(&self, scrubbed: bool) {
+        let zero = Word::constant(0);
+        if scrubbed {
+            let left = SCRUBBED.iter().find(|register| self.registers[register] != zero);
+            assert_eq!(left, None, "a register is not zero at the end");
+            let unknown = |bit: &Bit| bit.of.iter().all(|(value, _)| matches!(value, Value::Unknown(_)));
+            assert!(STATUS.into_iter().all(|flag| unknown(&self.flags[flag])), "a flag of the guest's at the end");
+        } else {
+            let cleared = SCRUBBED.iter().find(|register| self.registers[register] == zero);
+            assert_eq!(cleared, None, "a register is zero at the end, which nobody asked for");
         }
     }
 

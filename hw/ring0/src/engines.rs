@@ -36,7 +36,8 @@ unsafe extern "C" {
     static mut return_thunk_count: u64;
 }
 
-fn thunk() -> Thunk {
+/// The return thunk.
+pub fn thunk() -> Thunk {
     Thunk {
         address: (&raw const return_thunk) as u64,
         // SAFETY: the image has one thread, which is not in the thunk when it asks.
@@ -97,6 +98,6 @@ pub fn slot_on(registers: RegisterFile, layout: StubLayout, place: usize, broken
 }
 
 /// Engines live one after the other: each is gone before the next asks for the memory.
-fn memory() -> *mut [u8] {
+pub fn memory() -> *mut [u8] {
     core::ptr::slice_from_raw_parts_mut((&raw mut MEMORY).cast(), size_of::<Memory>())
 }

@@ -2,17 +2,20 @@
 #![no_std]
 #![no_main]
 
+mod bitmap;
 mod boot;
 mod engines;
+mod faults;
 mod machine;
 mod smbios;
+mod traps;
 
 use core::fmt::Write;
 
 use hw_shared::model::Model;
 use hw_shared::{
-    BROKEN_VARIANTS, CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, run_broken, run_check, script,
-    soak,
+    BROKEN_VARIANTS, CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, Ring0, run_broken, run_check,
+    script, soak,
 };
 use ioemul::{RegisterFile, StubLayout};
 
@@ -21,9 +24,13 @@ use machine::Serial;
 
 extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
     let params = Params::parse(start_info.command_line());
+    traps::install();
     prepare_smm(&params);
     match params.mode {
-        Mode::Checks(_) => checks(&params),
+        Mode::Checks(_) => {
+            checks(&params);
+            by_exceptions(&params);
+        }
         Mode::Record | Mode::RecordByHand => record(&params),
         Mode::Soak => soak(Devices::All, &params),
         Mode::SoakSmm => soak(Devices::Smm, &params),
@@ -54,6 +61,25 @@ fn checks(params: &Params) {
         for layout in StubLayout::ALL.iter().copied() {
             for (&variant, registers) in BROKEN_VARIANTS.iter().zip([RegisterFile::GPRS, RegisterFile::PT_REGS]) {
                 let outcome = run_broken(&mut engines::slot_on(registers, layout, 0, !params.control));
+                print(format_args!("{}\n", Line { check: check.name, layout, variant, outcome: &outcome }));
+            }
+        }
+    }
+}
+
+/// What no engine is asked for: faults at accesses, and accesses from ring 3.
+fn by_exceptions(params: &Params) {
+    for check in CHECKS {
+        let Kind::Ring0(kind) = check.kind else { continue };
+        for layout in StubLayout::ALL.iter().copied() {
+            for &variant in check.kind.variants(Place::Ring0, layout) {
+                let outcome = match kind {
+                    // SAFETY: the engines before are gone.
+                    Ring0::Faults => unsafe {
+                        faults::run(&mut *engines::memory(), layout, variant, engines::thunk(), params.control)
+                    },
+                    Ring0::TssBitmap => bitmap::run(params.control),
+                };
                 print(format_args!("{}\n", Line { check: check.name, layout, variant, outcome: &outcome }));
             }
         }

@@ -40,6 +40,17 @@ pub enum Kind {
     Broken,
     /// What only a process can try.
     Linux(Linux),
+    /// What only the image without an operating system can try.
+    Ring0(Ring0),
+}
+
+/// What a check does where exceptions are ours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ring0 {
+    /// A fault at each instruction of `<io>`, with interrupts on and off, is resumed at its landing pad: IF is as it was.
+    Faults,
+    /// IN in ring 3 about the ends of I/O bitmaps: permitted where `TssBitmap` says so.
+    TssBitmap,
 }
 
 /// What a check does in the Linux guest, by means of the operating system.
@@ -384,6 +395,8 @@ pub const CHECKS: &[Check] = &[
     Check { name: "SMM: random registers", kind: Kind::RandomSmis },
     Check { name: "GSMI: CF is never cleared", kind: Kind::Carry },
     Check { name: "GSMI: CF is cleared late", kind: Kind::CarryLate },
+    Check { name: "fault at an access: IF stays", kind: Kind::Ring0(Ring0::Faults) },
+    Check { name: "TssBitmap: as the CPU does", kind: Kind::Ring0(Ring0::TssBitmap) },
     Check { name: "a broken stub is noticed", kind: Kind::Broken },
     // Last: they open their ports themselves.
     Check { name: "example in_out_byte", kind: Kind::Linux(Linux::Example(&EXAMPLES[0])) },

@@ -21,7 +21,9 @@ pub mod soak;
 mod strings;
 pub mod stubs;
 
-pub use checks::{After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, EXAMPLES, Example, Kind, Linux, Machine, Reg, Step};
+pub use checks::{
+    After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, EXAMPLES, Example, Kind, Linux, Machine, Reg, Ring0, Step,
+};
 pub use engine::{DF, Engine, Failure, Mismatch, Refused, Returned, compare, is_addr32};
 pub use mix::{Devices, Mix};
 pub use params::{Mode, Params};

@@ -5,7 +5,7 @@ use core::fmt;
 
 use ioemul::StubLayout;
 
-use crate::checks::{Kind, Linux};
+use crate::checks::{Kind, Linux, Ring0};
 
 /// Where the library runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub const RING3_VARIANTS: &[&str] = &["emulator", "table", "pt_regs", "kvm_regs"
 pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened", "pt_regs", "kvm_regs"];
 /// Slots of which one byte is changed, for [`Gprs`](ioemul::Gprs) and for `pt_regs`.
 pub const BROKEN_VARIANTS: &[&str] = &["patched slot", "patched, pt_regs"];
+/// What faults are raised in: a slot, a table, and one with all hardenings for `pt_regs`.
+const FAULTING_VARIANTS: &[&str] = &["breakpoints, slot", "breakpoints, table", "breakpoints, hardened"];
 /// Those of ring 3 that say what a fault was.
 pub const NATIVE_VARIANTS: &[&str] = &["emulator", "table"];
 /// Those of ring 3 whose stubs can be called by hand.
@@ -36,7 +38,10 @@ impl Kind {
     pub fn variants(&self, place: Place, layout: StubLayout) -> &'static [&'static str] {
         match (self, place) {
             (Kind::Broken, _) => BROKEN_VARIANTS,
-            (Kind::Unprivileged | Kind::Linux(_), Place::Ring0) => &[],
+            (Kind::Unprivileged | Kind::Linux(_), Place::Ring0) | (Kind::Ring0(_), Place::Ring3) => &[],
+            (Kind::Ring0(Ring0::Faults), Place::Ring0) => FAULTING_VARIANTS,
+            (Kind::Ring0(Ring0::TssBitmap), Place::Ring0) if layout == StubLayout::default() => &["in ring 3"],
+            (Kind::Ring0(Ring0::TssBitmap), Place::Ring0) => &[],
             (_, Place::Ring0) => RING0_VARIANTS,
             (Kind::CarryLate, Place::Ring3) => &[],
             (Kind::Backwards | Kind::Carry, Place::Ring3) => STUBS,

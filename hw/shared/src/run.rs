@@ -55,6 +55,7 @@ pub fn run_check(check: &Check, engine: &mut dyn Engine, params: &Params, memory
         Kind::Unprivileged => unprivileged(engine),
         Kind::Broken => Err(Failure::Other("broken stubs are made by the guest")),
         Kind::Linux(_) => Err(Failure::Other("this is for the Linux guest to try")),
+        Kind::Ring0(_) => Err(Failure::Other("this is for the image in ring 0 to try")),
     }
 }
 

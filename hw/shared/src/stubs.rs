@@ -17,7 +17,7 @@ pub struct Style {
     pub registers: RegisterFile,
     /// Where the code runs.
     pub ring: Ring,
-    /// ENDBR64 at the entry, INT3 behind the last branch, and this thunk in place of RET.
+    /// ENDBR64 at the entry, INT3 behind the last branch, this thunk in place of RET, and registers scrubbed.
     pub hardened: Option<Thunk>,
     /// Patch one byte of the code that saves the registers: whoever runs this has to notice.
     pub broken: bool,
@@ -40,6 +40,7 @@ impl Style {
             .registers(self.registers)
             .endbr64(hardened)
             .int3(hardened)
+            .scrub(hardened)
             .return_thunk(self.hardened.map(|thunk| thunk.address))
             .ring(self.ring)
             .quirks(self.quirks)

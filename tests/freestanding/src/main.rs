@@ -5,7 +5,8 @@
 use core::hint::black_box;
 
 use ioemul::{
-    CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Quirk, RegisterFile, Ring, StubLayout, emit_stub, stub_fixup,
+    CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Quirk, RegisterFile, Ring, StubLayout, TssBitmap, emit_stub,
+    stub_fixup,
 };
 
 /// What the roots are given.
@@ -32,6 +33,7 @@ fn options(input: &Input) -> EmitOptions<'static> {
         .registers(RegisterFile::new(input.offsets, (input.bits & 1 != 0).then_some(input.rflags)))
         .endbr64(input.bits & 2 != 0)
         .int3(input.bits & 4 != 0)
+        .scrub(input.bits & 32 != 0)
         .return_thunk((input.bits & 8 != 0).then_some(input.rip))
         .ring(if input.bits & 16 != 0 { Ring::Zero } else { Ring::Three })
         .quirks(Quirk::ALL.get(input.quirks..).unwrap_or_default())
@@ -43,7 +45,7 @@ fn insn(input: &Input) -> IoInsn {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn roots(input: &mut Input) -> u64 {
-    table(input) ^ slot(input) ^ decode(input)
+    table(input) ^ slot(input) ^ decode(input) ^ u64::from(bitmap(input))
 }
 
 fn table(input: &mut Input) -> u64 {
@@ -71,6 +73,12 @@ fn slot(input: &mut Input) -> u64 {
     helpers.symbols().map(|symbol| symbol.1).sum::<u64>()
         ^ len as u64
         ^ stub_fixup(input.rip, insn, &helpers, input.va).unwrap_or(0)
+}
+
+fn bitmap(input: &Input) -> bool {
+    let insn = insn(input);
+    let map = TssBitmap::new(input.memory.get(..input.len).unwrap_or_default());
+    map.permits(insn.port(&input.gprs), insn.width)
 }
 
 fn decode(input: &Input) -> u64 {

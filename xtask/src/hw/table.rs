@@ -35,11 +35,11 @@ impl Report<'_> {
         )?;
         writeln!(
             f,
-            "the emulator and the table, in ring 0 through a slot, a table, and a slot with ENDBR64 and a return thunk; and in"
+            "the emulator and the table, in ring 0 through a slot, a table, and a slot with ENDBR64 and a return thunk that"
         )?;
         writeln!(
             f,
-            "both through stubs for two structures of hosts, pt_regs and kvm_regs, whose other words have to stay."
+            "scrubs; in both through stubs for two structures of hosts, pt_regs and kvm_regs, whose other words have to stay."
         )?;
         writeln!(f, "-: not a matter of the layout, or not of ring 0.\n")?;
         let heads: Vec<_> = runs.iter().map(|run| format!(" | {:23}", run.name())).collect();
