@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Rng, host};
 use ioemul::{
-    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PROLIANT_POLL_LIMIT, PortAccess, PortDevice,
-    PortPermissions, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, Trigger, Width,
+    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortPermissions,
+    PortSet, Quirk, QuirkTable, SoftwareBus, Step, StubLayout, Trigger, Width,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 const BUSY: u32 = 0x80;
+/// How often a poll reads the port of a device that is never ready.
+const LIMIT: usize = Step::BUS_POLL_LIMIT as usize;
 
 #[derive(Clone, Default)]
 struct Counts {
@@ -128,7 +130,7 @@ fn command() -> Gprs {
 
 #[test]
 fn the_command_is_followed_by_polls_until_it_is_done() {
-    for busy_for in [0, 1, 2, 1000] {
+    for busy_for in [0, 1, 2, LIMIT - 1] {
         for (layout, mut emulator, counts) in emulators(busy_for) {
             let given = command();
             let mut gprs = given;
@@ -146,7 +148,7 @@ fn a_port_that_is_never_ready_is_given_up() {
         let given = command();
         let mut gprs = given;
         host::watch(|| emulator.execute(OUT, &mut gprs).unwrap());
-        assert_eq!(counted(&counts), (1, PROLIANT_POLL_LIMIT as usize), "{layout:?}");
+        assert_eq!(counted(&counts), (1, LIMIT), "{layout:?}");
         let rax = given.rax & !0xff | u64::from(BUSY) | 1;
         assert_eq!(gprs, Gprs { rax, rcx: 0xc0, ..given }, "{layout:?}: AL says that it is busy");
     }
@@ -219,15 +221,15 @@ const FLIPPED: u64 = 0x801;
 
 const BOTH: [Quirk; 2] = [Quirk::PROLIANT, Quirk::PROLIANT_UNBOUNDED];
 
-/// In ring 3 the unbounded poll is bounded as well.
+/// On a bus the unbounded poll is bounded as well.
 #[test]
-fn the_unbounded_poll_has_an_end_in_ring_3() {
+fn the_unbounded_poll_has_an_end_on_a_bus() {
     for layout in layouts() {
         let (bus, accesses) = bus(|_, _, _| Ok(BUSY));
         let given = command();
         let mut gprs = given;
         emulator(layout, Quirk::PROLIANT_UNBOUNDED, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
-        assert_eq!(accesses.load(Ordering::Relaxed), 1 + PROLIANT_POLL_LIMIT as usize, "{layout:?}");
+        assert_eq!(accesses.load(Ordering::Relaxed), 1 + LIMIT, "{layout:?}");
         assert_eq!(gprs, Gprs { rax: given.rax & !0xff | u64::from(BUSY), ..given }, "{layout:?}");
     }
 }
@@ -236,10 +238,10 @@ fn the_unbounded_poll_has_an_end_in_ring_3() {
 #[test]
 fn ready_at_the_last_read() {
     for layout in layouts() {
-        let (bus, accesses) = bus(|n, _, _| Ok(if n == PROLIANT_POLL_LIMIT as usize { 0x42 } else { BUSY }));
+        let (bus, accesses) = bus(|n, _, _| Ok(if n == LIMIT { 0x42 } else { BUSY }));
         let mut gprs = command();
         emulator(layout, Quirk::PROLIANT, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
-        assert_eq!(accesses.load(Ordering::Relaxed), 1 + PROLIANT_POLL_LIMIT as usize, "{layout:?}");
+        assert_eq!(accesses.load(Ordering::Relaxed), 1 + LIMIT, "{layout:?}");
         assert_eq!(gprs.rax as u8, 0x42, "{layout:?}");
     }
 }
