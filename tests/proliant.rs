@@ -453,3 +453,48 @@ fn denied_before_the_first_access() {
         assert_eq!(accesses.load(Ordering::Relaxed), 2, "{layout:?}");
     }
 }
+
+/// How often the payloads below have looked for an end.
+static TURNS: AtomicUsize = AtomicUsize::new(0);
+
+/// A loop around IN from DX, of at most 1,000 turns, until the flags that `test` leaves let `done`, a short jump, be taken.
+fn wait(payload: &mut ioemul::Payload<'_>, test: &[u8], done: u8) {
+    payload.extend(&[0x48, 0xbb]); // mov rbx, imm64
+    payload.extend(&(TURNS.as_ptr() as u64).to_le_bytes());
+    let again = payload.offset();
+    payload.extend(&[0xff, 0x03, 0xf9]); // inc dword [rbx]; stc
+    payload.io(IoInsn::in_dx(Width::Byte));
+    payload.extend(test);
+    payload.extend(&[done, 8]);
+    payload.extend(&[0x81, 0x3b, 0xe8, 0x03, 0x00, 0x00]); // cmp dword [rbx], 1000
+    let back = again as isize - (payload.offset() as isize + 2);
+    payload.extend(&[0x72, i8::try_from(back).unwrap() as u8]); // jb again
+}
+
+/// After a refusal or a panic the device is not asked again, and to a payload its port then looks like one where nobody
+/// is: AL reads as all ones and CF as clear, so that a wait for either ends at the first look.
+#[test]
+fn a_refusal_ends_the_waits_of_a_payload() {
+    let trigger = Trigger::out_dx(Width::Byte, 0xcd4);
+    // SAFETY: an access in a loop that ends, RBX, and a counter of this test's own.
+    let until_all_ones = unsafe { Quirk::new("all ones", trigger, |payload| wait(payload, &[0x3c, 0xff], 0x74)) };
+    // SAFETY: as above.
+    let until_carry_is_clear = unsafe { Quirk::new("carry", trigger, |payload| wait(payload, &[], 0x73)) };
+    for quirk in [until_all_ones, until_carry_is_clear] {
+        for &layout in StubLayout::ALL {
+            for panics in [false, true] {
+                let (bus, accesses) = bus(move |_, _, _| {
+                    assert!(!panics, "the device model has a bug");
+                    Err("no".into())
+                });
+                let mut emulator = emulator(Some(layout), quirk, PortSet::all(), bus);
+                let mut gprs = command();
+                TURNS.store(0, Ordering::Relaxed);
+                let result = catch_unwind(AssertUnwindSafe(|| emulator.execute(OUT, &mut gprs)));
+                assert_eq!(result.is_err(), panics);
+                assert_eq!((accesses.load(Ordering::Relaxed), gprs), (1, command()), "{layout:?} {}", quirk.name());
+                assert_eq!(TURNS.load(Ordering::Relaxed), 1, "{layout:?} {}", quirk.name());
+            }
+        }
+    }
+}
