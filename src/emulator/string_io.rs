@@ -111,10 +111,10 @@ impl<E: Events> IoEmulator<E> {
         let moved = |start: u64| {
             if done == 0 { start } else { start & kept | start.wrapping_add(done as u64) & address.mask() }
         };
-        (gprs.rsi, gprs.rdi) = match insn.direction {
-            Direction::In => (if result.is_ok() { gprs.rsi } else { before.rsi }, moved(before.rdi)),
-            Direction::Out => (moved(before.rsi), if result.is_ok() { gprs.rdi } else { before.rdi }),
-        };
+        match insn.direction {
+            Direction::In => gprs.rdi = moved(before.rdi),
+            Direction::Out => gprs.rsi = moved(before.rsi),
+        }
         if rep {
             gprs.rcx = if done == 0 { before.rcx } else { before.rcx & kept | (count - done as u64 / width) };
         }
