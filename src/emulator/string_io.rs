@@ -38,7 +38,8 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// # Panics
     ///
-    /// When a device model does; the registers are then as they were, and `buffer` holds what the device has put there.
+    /// When a device model does; the registers are then as they were, and `buffer` holds what the device has put there. When
+    /// a listener does, as for [`Self::execute`].
     #[doc(alias("insb", "insw", "insl", "rep insb"))]
     pub fn read_string(&mut self, insn: IoInsn, gprs: &mut Gprs, buffer: &mut [u8]) -> Result<usize, Error> {
         self.string(insn, Memory::In(buffer), gprs)
