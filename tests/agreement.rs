@@ -12,7 +12,8 @@ use common::{Rng, forms};
 use ioemul::events::{Attempt, Events, Outcome};
 use ioemul::{
     AddressSize, DeviceError, Direction, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortOperand,
-    PortPermissions, PortSet, Quirk, QuirkTable, Segment, SoftwareBus, StringError, StubLayout, StubTable, Width,
+    PortPermissions, PortSet, Quirk, QuirkTable, Segment, SoftwareBus, Step, StringError, StubLayout, StubTable,
+    Trigger, Width,
 };
 
 /// What somebody saw: a device, by the first of its ports, or the listener.
@@ -232,6 +233,10 @@ impl Ways {
             (layout, came)
         });
         let (_, first) = came.next().unwrap();
+        assert_eq!((first.gprs.rflags ^ gprs.rflags) & !Gprs::STATUS_FLAGS, 0, "{insn}, seed {seed}");
+        if !matches!(first.result, Ok(Ok(_))) && !insn.is_string() {
+            assert_eq!(first.gprs, gprs, "{insn}, seed {seed}");
+        }
         for (layout, came) in came {
             assert_eq!(came, first, "{layout:?} {insn}, seed {seed}, given {gprs:x?}");
         }
@@ -358,13 +363,35 @@ fn every_string() {
     ends.all(20);
 }
 
+/// What the known quirks do not do: an access that is not the first, through DX or not; widths; polls one after the other.
+const OWN: &[Quirk] = &[
+    Quirk::from_steps("twice", Trigger::out(Width::Word, 0x41), &[Step::Access, Step::Access]),
+    Quirk::from_steps("in first", Trigger::input(Width::Dword, 0xb0), &[Step::InAl, Step::Access, Step::InAl]),
+    Quirk::from_steps(
+        "everything",
+        Trigger::out(Width::Byte, 0x45).rax(1, 1),
+        &[
+            Step::OutAl { port: 0x42 },
+            Step::Poll { mask: 0x41, limit: 3 },
+            Step::Access,
+            Step::PollUnbounded { mask: 1 },
+        ],
+    ),
+    Quirk::from_steps(
+        "waits",
+        Trigger::out(Width::Byte, 0x42),
+        &[Step::Access, Step::WaitCarryClear { limit: u32::MAX }, Step::Spin { count: u32::MAX }, Step::InAl],
+    ),
+    Quirk::from_steps("nothing", Trigger::input(Width::Byte, 0xb1), &[]),
+];
+
 #[test]
 fn every_quirk() {
     let permitted = PortPermissions { read: all_but(&[0x60]), write: all_but(&[0x60]) };
     // Some accesses of the quirks are not.
     let denied = PortPermissions { read: all_but(&[0xcd4]), write: all_but(&[0x84]) };
-    let alone = Quirk::ALL.iter().map(|quirk| vec![*quirk]);
-    let all = Quirk::ALL.to_vec();
+    let alone = Quirk::ALL.iter().chain(OWN).map(|quirk| vec![*quirk]);
+    let all = [Quirk::ALL, OWN].concat();
     // Where nobody is, and where a device ends.
     let elsewhere = |port| Quirk::ALL.iter().map(move |quirk| quirk.at_port(port)).collect::<Vec<_>>();
     let mut ends = Ends::default();
