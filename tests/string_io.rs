@@ -600,7 +600,7 @@ fn addresses_and_counts_of_every_size() {
                     let [ins, outs] =
                         [Direction::In, Direction::Out].map(|direction| IoInsn { direction, width, operand });
                     // One element below the end of the address space, garbage above the width.
-                    let start = 0xdead_beef_dead_0000 & !mask | mask - (bytes - 1);
+                    let start = 0xdead_beef_dead_0000 & !mask | (mask - (bytes - 1));
                     let garbage = 0xfeed_f00d_feed_0000 & !mask;
                     let before = Gprs { rcx: garbage | 2, rsi: start, rdi: start, ..registers(0) };
                     let (end, zero) = match address {
