@@ -144,7 +144,7 @@ impl SoftwareBus {
 
     /// Reads a port until the bits are clear, as the stub of [`Step::Poll`] does.
     fn poll(&mut self, port: u16, mask: u8, limit: u32, gprs: &mut Gprs) -> Result<(), Error> {
-        for _ in 0..limit.max(1) {
+        for _ in 0..Step::limit_on_bus(limit) {
             if gprs.rdx as u16 != port {
                 break;
             }

@@ -85,7 +85,8 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// # Panics
     ///
-    /// When a device model does: its panic goes on here, `gprs` is as it was, and the emulator can be used further.
+    /// When a device model does: its panic goes on here, `gprs` is as it was, and the emulator can be used further. When a
+    /// listener does: what `gprs` is then is said [there](crate::events#when-a-listener-panics).
     #[inline]
     pub fn execute(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         if insn.is_string() {

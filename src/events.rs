@@ -15,6 +15,18 @@
 //! A device model that panics takes the control flow with it: `before` then has no sequel. Bytes that do not decode are
 //! no access, and no event.
 //!
+//! # When a listener panics
+//!
+//! Its panic goes on in the caller of the emulator, which can be used further, and the registers say what has happened:
+//!
+//! | it panics in | what has happened | the registers are |
+//! |---|---|---|
+//! | [`before`](Events::before), [`denied`](Events::denied) | nothing | as they were given |
+//! | [`after`](Events::after) | the access, which cannot be taken back and must not be made again | as it left them, [`Outcome::gprs`] |
+//! | [`faulted`](Events::faulted), [`refused`](Events::refused) | what the error would have said | as they were given, but that RCX, RSI and RDI of INS and OUTS say how far they came |
+//!
+//! The memory of INS holds as much as these registers say. The second of a pair is not told what the first one panics at.
+//!
 //! ```
 //! use ioemul::events::{Attempt, Events, Outcome};
 //! use ioemul::{Gprs, IoEmulator, PortSet, SoftwareBus};

@@ -141,7 +141,8 @@ impl Quirk {
     /// followed by reading the port until bit 7 clears, in ring 0 with interrupts off. (Xen,
     /// arch/x86/ioport_emulate.c.)
     ///
-    /// The poll is bounded: it ends after [`PROLIANT_POLL_LIMIT`] reads at the latest, AL then showing bit 7 still set.
+    /// The poll is bounded: it ends after [`PROLIANT_POLL_LIMIT`] reads at the latest ([`Step::BUS_POLL_LIMIT`] on a
+    /// bus), AL then showing bit 7 still set.
     pub const PROLIANT: Quirk = Quirk::from_steps(
         "HP ProLiant SMM port",
         Trigger::out_dx(Width::Byte, 0xcd4).rax(0x80, 0x80),
@@ -321,9 +322,10 @@ impl Quirk {
 
 #[cfg(feature = "std")]
 impl Quirk {
-    /// Whether it can be emitted, and all of its accesses be checked.
+    /// Whether it can be emitted for a bus, and all of its accesses be checked.
     pub(crate) fn check(&self) -> Result<(), crate::EmitError> {
-        let problem = |insn| self.survey(&StubStyle::default(), insn, &mut Marks::default(), None);
+        let style = StubStyle { backend: crate::stub::Backend::Bus, ring: crate::Ring::Three, ..StubStyle::default() };
+        let problem = |insn| self.survey(&style, insn, &mut Marks::default(), None);
         match self.trigger.forms().into_iter().flatten().find_map(problem) {
             None => Ok(()),
             Some(problem) => Err(crate::EmitError::payload(self, problem)),
@@ -445,8 +447,8 @@ static PROLIANT_DMI: DmiMatch = DmiMatch::new().bios_vendor(&["HP"]).product_nam
     "ProLiant BL6",
 ]);
 
-/// How often the ProLiant port is read before the wait is given up. A port read takes about a microsecond: this is
-/// about a second.
+/// How often the ProLiant port is read on the hardware before the wait is given up. A port read takes about a
+/// microsecond: this is about a second. (On a bus, where no time passes: [`Step::BUS_POLL_LIMIT`].)
 pub const PROLIANT_POLL_LIMIT: u32 = 1_000_000;
 
 /// How often CF is looked at before the wait for GSMI's handler is given up: about a millisecond.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ioemul::events::{Attempt, Events, Outcome};
+use ioemul::events::{Attempt, Events, NoEvents, Outcome};
 use ioemul::{DeviceError, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
 
 /// Writes down every event.
@@ -75,7 +75,12 @@ fn emulator<E: Events>(events: E) -> IoEmulator<E> {
 }
 
 fn transcript<const TIMED: bool>() -> Vec<String> {
-    let mut emulator = emulator(Log::<TIMED>::default());
+    run(Log::<TIMED>::default()).0
+}
+
+/// Everything that can happen, with a listener that is given back.
+fn run<E: Events>(events: E) -> E {
+    let mut emulator = emulator(events);
     let input = IoInsn::in_imm8(Width::Byte, 0x10);
     emulator.execute(input, &mut Gprs::default()).unwrap();
     emulator.execute(IoInsn::in_imm8(Width::Word, 0x10), &mut Gprs::default()).unwrap_err();
@@ -85,7 +90,7 @@ fn transcript<const TIMED: bool>() -> Vec<String> {
     let panic = std::panic::AssertUnwindSafe(|| emulator.execute(input, &mut Gprs::default()));
     std::panic::catch_unwind(panic).unwrap_err();
     emulator.execute(input, &mut Gprs::default()).unwrap();
-    emulator.into_events().0
+    emulator.into_events()
 }
 
 const TRANSCRIPT: &[&str] = &[
@@ -107,6 +112,25 @@ fn every_end_of_an_access_is_told() {
 #[test]
 fn the_clock_is_read_for_those_who_ask() {
     assert_eq!(transcript::<true>(), TRANSCRIPT);
+}
+
+/// A listener hears the same wherever it is: lent, one of two, one that may be there; and the clock is read if one of
+/// them asks for it.
+#[test]
+fn listeners_within_others() {
+    let log = Log::<false>::default;
+    assert_eq!(run(Some(log())).unwrap().0, TRANSCRIPT);
+    assert!(run(None::<Log<true>>).is_none());
+    let (mut lent, mut both) = (log(), (log(), Some((log(), NoEvents))));
+    run(&mut lent);
+    run(&mut both);
+    let (first, second) = (both.0.0, both.1.unwrap().0.0);
+    assert_eq!([lent.0, first, second], [(); 3].map(|()| TRANSCRIPT.to_vec()));
+    const { assert!(<(NoEvents, Log<true>)>::TIMED && <(Log<true>, NoEvents)>::TIMED) };
+    const { assert!(<&mut Log<true>>::TIMED && <Option<Log<true>>>::TIMED) };
+    const { assert!(!<(Log<false>, NoEvents)>::TIMED && !<&mut NoEvents>::TIMED && !<Option<NoEvents>>::TIMED) };
+    // Of two, one that does not ask is told the time as well.
+    assert_eq!(run((NoEvents, Some(Log::<true>::default()))).1.unwrap().0, TRANSCRIPT);
 }
 
 #[test]

@@ -336,18 +336,94 @@ fn an_access_through_dx_is_made_only_while_dx_names_the_port() {
     }
 }
 
-/// More accesses than can be checked are refused before there is an emulator, with stubs and without.
+/// More accesses than can be checked, and more polls than can be emitted, are refused before there is an emulator, with
+/// stubs and without.
 #[test]
-fn a_quirk_of_nine_accesses_is_refused() {
+fn a_quirk_of_too_many_steps_is_refused() {
     const NINE: &[Step] = &[const { Step::OutAl { port: 0 } }; 9];
-    let quirk = Quirk::from_steps("nine", Trigger::out(Width::Byte, 0xb2), NINE);
+    let nine = Quirk::from_steps("nine", Trigger::out(Width::Byte, 0xb2), NINE);
+    const POLLS: &[Step] = &[const { Step::Poll { mask: 0x80, limit: 1 } }; 4];
+    let polls = Quirk::from_steps("four polls", Trigger::out(Width::Byte, 0xb2), POLLS);
     for layout in layouts() {
-        let builder = IoEmulator::builder().bus(SoftwareBus::new()).quirks(QuirkTable::from_iter([quirk]));
-        let builder = match layout {
-            Some(layout) => builder.layout(layout),
-            None => builder.direct(),
+        let refusal = |quirk: Quirk| {
+            let builder = IoEmulator::builder().bus(SoftwareBus::new()).quirks(QuirkTable::from_iter([quirk]));
+            let builder = match layout {
+                Some(layout) => builder.layout(layout),
+                None => builder.direct(),
+            };
+            match builder.build() {
+                Err(BuildError::Emit(error)) => error,
+                other => panic!("{layout:?} {}: {:?}", quirk.name(), other.map(drop)),
+            }
         };
-        let refused = matches!(builder.build(), Err(BuildError::Emit(EmitError::TooManyAccesses { quirk: "nine" })));
-        assert!(refused, "{layout:?}");
+        assert!(matches!(refusal(nine), EmitError::TooManyAccesses { quirk: "nine" }), "{layout:?}");
+        assert!(matches!(refusal(polls), EmitError::UnbalancedPayload { quirk: "four polls" }), "{layout:?}");
+    }
+}
+
+/// A device cannot hold up whoever runs the guest: not by "busy" for ever, in any bit that a poll may look at, not with
+/// CF set, not with anything else.
+#[test]
+fn an_instruction_makes_a_bounded_number_of_calls_whatever_the_device_answers() {
+    const EVER: Step = Step::Poll { mask: 0xff, limit: u32::MAX };
+    const THREE: &[Step] = &[EVER, Step::PollUnbounded { mask: 0x80 }, EVER];
+    const NEVER: &[Step] = &[Step::Poll { mask: 0xff, limit: 0 }, Step::Poll { mask: 0xff, limit: 1 }];
+    let trigger = Trigger::out_dx(Width::Byte, 0xb2);
+    let known = Quirk::ALL.iter().map(|quirk| match quirk.trigger().port {
+        0xcd4 => (*quirk, 1 + 1024),
+        _ => (*quirk, 2),
+    });
+    let own = [
+        (Quirk::from_steps("three polls", trigger, THREE), 3 * 1024), // as many as there may be
+        (Quirk::from_steps("one read each", trigger, NEVER), 2),
+    ];
+    for (quirk, limit) in known.chain(own) {
+        let trigger = *quirk.trigger();
+        let given = with(&mut Rng(7), (trigger.mask.into(), trigger.value.into()), trigger.port.into());
+        for layout in layouts() {
+            for answer in [0x80, 0x81, 0xfe, 0x7f, 0x00, 0xff] {
+                for insn in trigger.forms().into_iter().flatten() {
+                    let (result, saw, _) = execute(layout, quirk, insn, given, move |_, gprs| {
+                        gprs.rflags |= Gprs::CF;
+                        Ok(answer)
+                    });
+                    let (name, calls) = (quirk.name(), saw.len());
+                    assert_eq!(result, Ok(()), "{name} {layout:?}");
+                    assert!(calls <= limit, "{name} {layout:?} {answer:#x}: {calls} calls");
+                    // The limit is reached, and so it is known to be one.
+                    assert!(answer != 0x80 || limit == 2 || calls == limit, "{name} {layout:?}: {calls} calls");
+                }
+            }
+            for seed in 0..16 {
+                let insn = trigger.forms().into_iter().flatten().next().unwrap();
+                let mut device = anything(seed, trigger.port);
+                // A refusal is an answer as well, but ends it.
+                let (_, saw, _) = execute(layout, quirk, insn, given, move |n, gprs| device(n, gprs).or(Ok(BUSY)));
+                assert!(saw.len() <= limit, "{} {layout:?} {seed}: {} calls", quirk.name(), saw.len());
+            }
+        }
+    }
+}
+
+/// What a device answers that is not ready.
+const BUSY: u32 = 0x80;
+
+/// A port where nobody is reads as 0xFF, and a refusal ends the quirk: neither is asked a second time.
+#[test]
+fn a_port_that_nobody_claims_or_that_refuses_ends_a_poll_at_once() {
+    for quirk in Quirk::ALL {
+        let trigger = *quirk.trigger();
+        let given = with(&mut Rng(8), (trigger.mask.into(), trigger.value.into()), trigger.port.into());
+        for layout in layouts() {
+            for insn in trigger.forms().into_iter().flatten() {
+                let refuse = |_: usize, _: &mut Gprs| Err("no".into());
+                let (result, saw, gprs) = execute(layout, *quirk, insn, given, refuse);
+                assert!(result.unwrap_err().ends_with("the device refused the access: no"));
+                assert_eq!((saw.len(), gprs), (1, given), "{} {layout:?}", quirk.name());
+                let all_ones = |_: usize, _: &mut Gprs| Ok(0xff);
+                let (_, saw, _) = execute(layout, *quirk, insn, given, all_ones);
+                assert!(saw.len() <= 2, "{} {layout:?}", quirk.name());
+            }
+        }
     }
 }

@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Rng, host};
 use ioemul::{
-    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PROLIANT_POLL_LIMIT, PortAccess, PortDevice,
-    PortPermissions, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, Trigger, Width,
+    CodeSink, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortPermissions,
+    PortSet, Quirk, QuirkTable, SoftwareBus, Step, StubLayout, Trigger, Width,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
 const BUSY: u32 = 0x80;
+/// How often a poll reads the port of a device that is never ready.
+const LIMIT: usize = Step::BUS_POLL_LIMIT as usize;
 
 #[derive(Clone, Default)]
 struct Counts {
@@ -128,7 +130,7 @@ fn command() -> Gprs {
 
 #[test]
 fn the_command_is_followed_by_polls_until_it_is_done() {
-    for busy_for in [0, 1, 2, 1000] {
+    for busy_for in [0, 1, 2, LIMIT - 1] {
         for (layout, mut emulator, counts) in emulators(busy_for) {
             let given = command();
             let mut gprs = given;
@@ -146,7 +148,7 @@ fn a_port_that_is_never_ready_is_given_up() {
         let given = command();
         let mut gprs = given;
         host::watch(|| emulator.execute(OUT, &mut gprs).unwrap());
-        assert_eq!(counted(&counts), (1, PROLIANT_POLL_LIMIT as usize), "{layout:?}");
+        assert_eq!(counted(&counts), (1, LIMIT), "{layout:?}");
         let rax = given.rax & !0xff | u64::from(BUSY) | 1;
         assert_eq!(gprs, Gprs { rax, rcx: 0xc0, ..given }, "{layout:?}: AL says that it is busy");
     }
@@ -219,15 +221,15 @@ const FLIPPED: u64 = 0x801;
 
 const BOTH: [Quirk; 2] = [Quirk::PROLIANT, Quirk::PROLIANT_UNBOUNDED];
 
-/// In ring 3 the unbounded poll is bounded as well.
+/// On a bus the unbounded poll is bounded as well.
 #[test]
-fn the_unbounded_poll_has_an_end_in_ring_3() {
+fn the_unbounded_poll_has_an_end_on_a_bus() {
     for layout in layouts() {
         let (bus, accesses) = bus(|_, _, _| Ok(BUSY));
         let given = command();
         let mut gprs = given;
         emulator(layout, Quirk::PROLIANT_UNBOUNDED, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
-        assert_eq!(accesses.load(Ordering::Relaxed), 1 + PROLIANT_POLL_LIMIT as usize, "{layout:?}");
+        assert_eq!(accesses.load(Ordering::Relaxed), 1 + LIMIT, "{layout:?}");
         assert_eq!(gprs, Gprs { rax: given.rax & !0xff | u64::from(BUSY), ..given }, "{layout:?}");
     }
 }
@@ -236,10 +238,10 @@ fn the_unbounded_poll_has_an_end_in_ring_3() {
 #[test]
 fn ready_at_the_last_read() {
     for layout in layouts() {
-        let (bus, accesses) = bus(|n, _, _| Ok(if n == PROLIANT_POLL_LIMIT as usize { 0x42 } else { BUSY }));
+        let (bus, accesses) = bus(|n, _, _| Ok(if n == LIMIT { 0x42 } else { BUSY }));
         let mut gprs = command();
         emulator(layout, Quirk::PROLIANT, PortSet::all(), bus).execute(OUT, &mut gprs).unwrap();
-        assert_eq!(accesses.load(Ordering::Relaxed), 1 + PROLIANT_POLL_LIMIT as usize, "{layout:?}");
+        assert_eq!(accesses.load(Ordering::Relaxed), 1 + LIMIT, "{layout:?}");
         assert_eq!(gprs.rax as u8, 0x42, "{layout:?}");
     }
 }
@@ -449,5 +451,50 @@ fn denied_before_the_first_access() {
         let permissions = PortPermissions { read: ports("0xcd4"), write: ports("0xcd4") };
         emulator(layout, Quirk::PROLIANT, permissions, bus).execute(OUT, &mut command()).unwrap();
         assert_eq!(accesses.load(Ordering::Relaxed), 2, "{layout:?}");
+    }
+}
+
+/// How often the payloads below have looked for an end.
+static TURNS: AtomicUsize = AtomicUsize::new(0);
+
+/// A loop around IN from DX, of at most 1,000 turns, until the flags that `test` leaves let `done`, a short jump, be taken.
+fn wait(payload: &mut ioemul::Payload<'_>, test: &[u8], done: u8) {
+    payload.extend(&[0x48, 0xbb]); // mov rbx, imm64
+    payload.extend(&(TURNS.as_ptr() as u64).to_le_bytes());
+    let again = payload.offset();
+    payload.extend(&[0xff, 0x03, 0xf9]); // inc dword [rbx]; stc
+    payload.io(IoInsn::in_dx(Width::Byte));
+    payload.extend(test);
+    payload.extend(&[done, 8]);
+    payload.extend(&[0x81, 0x3b, 0xe8, 0x03, 0x00, 0x00]); // cmp dword [rbx], 1000
+    let back = again as isize - (payload.offset() as isize + 2);
+    payload.extend(&[0x72, i8::try_from(back).unwrap() as u8]); // jb again
+}
+
+/// After a refusal or a panic the device is not asked again, and to a payload its port then looks like one where nobody
+/// is: AL reads as all ones and CF as clear, so that a wait for either ends at the first look.
+#[test]
+fn a_refusal_ends_the_waits_of_a_payload() {
+    let trigger = Trigger::out_dx(Width::Byte, 0xcd4);
+    // SAFETY: an access in a loop that ends, RBX, and a counter of this test's own.
+    let until_all_ones = unsafe { Quirk::new("all ones", trigger, |payload| wait(payload, &[0x3c, 0xff], 0x74)) };
+    // SAFETY: as above.
+    let until_carry_is_clear = unsafe { Quirk::new("carry", trigger, |payload| wait(payload, &[], 0x73)) };
+    for quirk in [until_all_ones, until_carry_is_clear] {
+        for &layout in StubLayout::ALL {
+            for panics in [false, true] {
+                let (bus, accesses) = bus(move |_, _, _| {
+                    assert!(!panics, "the device model has a bug");
+                    Err("no".into())
+                });
+                let mut emulator = emulator(Some(layout), quirk, PortSet::all(), bus);
+                let mut gprs = command();
+                TURNS.store(0, Ordering::Relaxed);
+                let result = catch_unwind(AssertUnwindSafe(|| emulator.execute(OUT, &mut gprs)));
+                assert_eq!(result.is_err(), panics);
+                assert_eq!((accesses.load(Ordering::Relaxed), gprs), (1, command()), "{layout:?} {}", quirk.name());
+                assert_eq!(TURNS.load(Ordering::Relaxed), 1, "{layout:?} {}", quirk.name());
+            }
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use ioemul::{
-    AddressSize, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortOperand, PortSet,
-    SoftwareBus, StringError, StubLayout, StubTable, Width,
+    AddressSize, DeviceError, Direction, Error, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortOperand,
+    PortSet, Quirk, QuirkTable, Segment, SoftwareBus, Step, StringError, StubLayout, StubTable, Trigger, Width,
 };
 
 /// Counts up on IN, keeps what it is given on OUT, and refuses after so many elements.
@@ -182,16 +182,16 @@ fn an_outs_that_ends_early_says_how_far_it_got() {
     }
 }
 
-/// Ends after so many bytes, whole elements or not, having changed all registers; panics at `usize::MAX`.
-struct Ends(usize, Arc<Mutex<Vec<Gprs>>>);
+/// Ends after so many bytes, whole elements or not, having changed all registers; panics at `None`.
+struct Ends(Option<usize>, Arc<Mutex<Vec<Gprs>>>);
 
 impl Ends {
     fn end(&self, gprs: &mut Gprs) -> Result<(), StringError> {
         self.1.lock().unwrap().push(*gprs);
         *gprs = Gprs::from_words([!0; 16]);
         match self.0 {
-            usize::MAX => panic!("the device model has a bug"),
-            done => Err(StringError { done, source: "no paper".into() }),
+            None => panic!("the device model has a bug"),
+            Some(done) => Err(StringError { done, source: "no paper".into() }),
         }
     }
 }
@@ -211,7 +211,8 @@ impl PortDevice for Ends {
 /// Whatever the device made of the registers, those of the instruction say how far it got and the others are put back.
 #[test]
 fn progress_is_in_whole_elements() {
-    for done in [0, 1, 3, 4, 7, 8, 11, 12, 13, 1000, usize::MAX] {
+    let lies = [0, 1, 3, 4, 7, 8, 11, 12, 13, 1000, isize::MAX as usize, usize::MAX - 3, usize::MAX];
+    for done in lies.into_iter().map(Some).chain([None]) {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let bus = || {
             let mut bus = SoftwareBus::new();
@@ -235,11 +236,17 @@ fn progress_is_in_whole_elements() {
                         Some(before),
                         "{insn}: the device sees the guest's registers"
                     );
-                    if done == usize::MAX {
+                    let Some(done) = done else {
                         assert_eq!(result.unwrap_err().downcast_ref(), Some(&"the device model has a bug"));
                         assert_eq!(gprs, before, "{insn}");
+                        let expected = if direction == Direction::In { 0x77 } else { 0 };
+                        assert!(
+                            memory[..len].iter().all(|byte| *byte == expected),
+                            "{insn}: what the device put there"
+                        );
+                        assert!(memory[len..].iter().all(|byte| *byte == 0), "{insn}: {memory:x?}");
                         continue;
-                    }
+                    };
                     let error = result.unwrap().unwrap_err();
                     assert!(error.to_string().ends_with("the device refused the access: no paper"), "{error}");
                     let moved = done.min(len) / width * width;
@@ -422,22 +429,243 @@ fn a_device_has_the_other_registers_in_its_hands() {
             self.try_read_string(access, &mut data.to_vec(), gprs)
         }
     }
-    for layout in StubLayout::ALL.iter().copied().map(Some).chain([None]) {
+    let bus = || {
         let mut bus = SoftwareBus::new();
         bus.attach(0x300..=0x30f, All).unwrap();
-        let builder = IoEmulator::builder().ports(PortSet::all()).bus(bus);
-        let builder = if let Some(layout) = layout { builder.layout(layout) } else { builder.direct() };
-        let mut emulator = builder.build().unwrap();
-        let before = registers(4);
-        let left = Gprs {
-            rflags: before.rflags & !Gprs::STATUS_FLAGS | 0x77 & Gprs::STATUS_FLAGS,
-            ..Gprs::from_words([0x77; 16])
+        bus
+    };
+    for mut emulator in everywhere(bus, PortSet::all()) {
+        for direction in [Direction::In, Direction::Out] {
+            for (insn, rep, addr32) in forms(direction) {
+                let before = registers(2);
+                let (mut gprs, mut memory) = (before, [0; 8]);
+                let len = if rep { 2 } else { 1 } * usize::from(insn.width.bytes());
+                let done = match direction {
+                    Direction::In => emulator.read_string(insn, &mut gprs, &mut memory),
+                    Direction::Out => emulator.write_string(insn, &mut gprs, &memory),
+                };
+                assert_eq!(done.unwrap(), len, "{insn}");
+                let left = Gprs {
+                    rflags: before.rflags & !Gprs::STATUS_FLAGS | 0x77 & Gprs::STATUS_FLAGS,
+                    rcx: if rep { 0 } else { 0x77 },
+                    ..Gprs::from_words([0x77; 16])
+                };
+                let moved = |start: u64| written(start.wrapping_add(len as u64), addr32);
+                let after = match direction {
+                    Direction::In => Gprs { rdi: moved(before.rdi), ..left },
+                    Direction::Out => Gprs { rsi: moved(before.rsi), ..left },
+                };
+                assert_eq!(gprs, after, "{insn}");
+            }
+        }
+    }
+}
+
+/// A fault, as the CPU makes one: `IoFault` is made by nobody else.
+fn fault() -> IoFault {
+    let mut gprs = Gprs { rdx: 0x80, ..Gprs::default() };
+    // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
+    unsafe { StubTable::global().unwrap().stub(IoInsn::out_dx(Width::Byte)).run(&mut gprs) }.unwrap_err()
+}
+
+/// Moves DX and everything else at its first element, and ends at the third: by a refusal, by a fault, by a panic.
+struct Restless(u32, End);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Refusal,
+    Fault,
+    Panic,
+}
+
+impl PortDevice for Restless {
+    fn try_access(&mut self, access: PortAccess, value: u32, gprs: &mut Gprs) -> Result<u32, DeviceError> {
+        assert_eq!(access.port, 0x300, "the port of an element is that of the instruction");
+        assert!(access.direction == Direction::Out || value == 0);
+        *gprs = Gprs::from_words([!0; 16]);
+        self.0 += 1;
+        match (self.0, self.1) {
+            (3, End::Refusal) => Err("enough".into()),
+            (3, End::Fault) => Err(Box::new(fault())),
+            (3, End::Panic) => panic!("the device model has a bug"),
+            _ => Ok(self.0 * 0x0101_0101),
+        }
+    }
+}
+
+/// What a device that ends in the middle leaves: the elements before, the registers that say so, and nothing else. What
+/// it did to DX leads nowhere.
+#[test]
+fn a_device_that_ends_in_the_middle_of_a_string() {
+    for end in [End::Refusal, End::Fault, End::Panic] {
+        for direction in [Direction::In, Direction::Out] {
+            for (insn, rep, addr32) in forms(direction).filter(|form| form.1) {
+                // A device of all the ports of the element, and one of its first port: the bus splits the elements.
+                for last in [0x303, 0x300] {
+                    let bus = || {
+                        let mut bus = SoftwareBus::new();
+                        bus.attach(0x300..=last, Restless(0, end)).unwrap();
+                        bus
+                    };
+                    for mut emulator in everywhere(bus, PortSet::all()) {
+                        let before = registers(5);
+                        let (mut gprs, mut memory) = (before, [0xaa; 21]);
+                        let result = catch_unwind(AssertUnwindSafe(|| match direction {
+                            Direction::In => emulator.read_string(insn, &mut gprs, &mut memory),
+                            Direction::Out => emulator.write_string(insn, &mut gprs, &memory),
+                        }));
+                        let width = usize::from(insn.width.bytes());
+                        let moved = 2 * width;
+                        let pointer = |start: u64| written(start.wrapping_add(moved as u64), addr32);
+                        let after = match (end, direction) {
+                            (End::Panic, _) => before,
+                            (_, Direction::In) => Gprs { rcx: 3, rdi: pointer(before.rdi), ..before },
+                            (_, Direction::Out) => Gprs { rcx: 3, rsi: pointer(before.rsi), ..before },
+                        };
+                        assert_eq!(gprs, after, "{insn} {end:?} {rep}");
+                        match (end, result) {
+                            (End::Panic, Err(panic)) => {
+                                assert_eq!(panic.downcast_ref(), Some(&"the device model has a bug"));
+                            }
+                            (End::Refusal, Ok(Err(Error::Device { access, .. })))
+                            | (End::Fault, Ok(Err(Error::Fault { access, .. }))) => {
+                                assert_eq!((access.port, access.insn), (0x300, insn));
+                            }
+                            other => panic!("{insn} {end:?}: {other:?}"),
+                        }
+                        let expected: Vec<u8> = (0..moved)
+                            .map(|i| if last == 0x303 || i % width == 0 { (i / width) as u8 + 1 } else { 0xff })
+                            .collect();
+                        if direction == Direction::In {
+                            assert_eq!(memory[..moved], expected, "{insn} {end:?}");
+                            assert!(memory[moved..].iter().all(|byte| *byte == 0xaa), "{insn} {end:?}");
+                        }
+                        // The bus works on.
+                        let mut gprs = Gprs { rdx: 0x300, ..before };
+                        emulator.execute(IoInsn::in_dx(Width::Byte), &mut gprs).unwrap();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A quirk takes IN and OUT: a string instruction at its port, with RAX as it asks for, is none of its accesses, and is
+/// not held to its permissions.
+#[test]
+fn a_quirk_at_the_port_of_a_string_is_not_applied() {
+    const STEPS: &[Step] = &[Step::Access, Step::OutAl { port: 0x84 }, Step::InAl];
+    for width in [Width::Byte, Width::Word, Width::Dword] {
+        let triggers = [Trigger::out(width, 0x300), Trigger::input(width, 0x300)];
+        let quirks = || -> QuirkTable {
+            triggers.map(|trigger| Quirk::from_steps("at the port", trigger, STEPS)).into_iter().collect()
         };
-        let mut gprs = before;
-        emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut [0; 8]).unwrap();
-        assert_eq!(gprs, Gprs { rcx: 0, rdi: before.rdi + 8, ..left }, "{layout:?}");
-        let mut gprs = before;
-        emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &[0; 8]).unwrap();
-        assert_eq!(gprs, Gprs { rcx: 0, rsi: before.rsi + 8, ..left }, "{layout:?}");
+        for layout in StubLayout::ALL.iter().copied().map(Some).chain([None]) {
+            let taken = Arc::new(Mutex::new(Vec::new()));
+            let mut bus = SoftwareBus::new();
+            bus.attach(0..=0xffff, Fifo { next: 0, taken: taken.clone(), refuse_after: usize::MAX }).unwrap();
+            // The quirks' other port is not permitted.
+            let builder = IoEmulator::builder().ports(PortSet::from(0x300..=0x303)).quirks(quirks()).bus(bus);
+            let builder = match layout {
+                Some(layout) => builder.layout(layout),
+                None => builder.direct(),
+            };
+            let mut emulator = builder.build().unwrap();
+            let (mut gprs, mut memory) = (registers(2), [0; 8]);
+            let denied = emulator.execute(IoInsn::out_dx(width), &mut gprs);
+            assert!(matches!(denied, Err(Error::QuirkDenied { port: 0x84, .. })), "{layout:?}");
+            let len = 2 * usize::from(width.bytes());
+            assert_eq!(emulator.write_string(IoInsn::rep_outs(width), &mut gprs, &memory).unwrap(), len);
+            assert_eq!(taken.lock().unwrap().len(), 2, "{layout:?}: an OUT for each element");
+            let mut gprs = registers(2);
+            assert_eq!(emulator.read_string(IoInsn::rep_ins(width), &mut gprs, &mut memory).unwrap(), len);
+            assert_eq!((memory[0], memory[len - 1]), (1, 2), "{layout:?}: an IN for each element");
+            assert_eq!(taken.lock().unwrap().len(), 2);
+        }
+    }
+}
+
+/// Addresses and counts are as wide as the instruction says: what is above is neither read nor, at 16 bits, written; an
+/// address wraps within its width, and no count makes a product that wraps.
+#[test]
+fn addresses_and_counts_of_every_size() {
+    let sizes = [AddressSize::Bits16, AddressSize::Bits32, AddressSize::Bits64];
+    for (mut emulator, _) in emulators(usize::MAX) {
+        for (address, bits) in sizes.into_iter().zip([16, 32, 64]) {
+            let mask = u64::MAX >> (64 - bits);
+            for segment in [Segment::Es, Segment::Ds, Segment::Fs] {
+                for width in [Width::Byte, Width::Word, Width::Dword] {
+                    let bytes = u64::from(width.bytes());
+                    let operand = PortOperand::String { rep: true, address, segment };
+                    let [ins, outs] =
+                        [Direction::In, Direction::Out].map(|direction| IoInsn { direction, width, operand });
+                    // One element below the end of the address space, garbage above the width.
+                    let start = 0xdead_beef_dead_0000 & !mask | (mask - (bytes - 1));
+                    let garbage = 0xfeed_f00d_feed_0000 & !mask;
+                    let before = Gprs { rcx: garbage | 2, rsi: start, rdi: start, ..registers(0) };
+                    let (end, zero) = match address {
+                        AddressSize::Bits16 => (start & !mask | bytes, garbage),
+                        _ => (bytes, 0),
+                    };
+                    // The slice ends where the elements do, or in the middle of one more.
+                    for spare in 0..bytes as usize {
+                        let len = 2 * bytes as usize;
+                        let (mut gprs, mut memory) = (before, vec![0xaa; len + spare]);
+                        assert_eq!(emulator.read_string(ins, &mut gprs, &mut memory).unwrap(), len, "{ins}");
+                        assert_eq!(gprs, Gprs { rcx: zero, rdi: end, ..before }, "{ins}");
+                        assert!(memory[len..].iter().all(|byte| *byte == 0xaa) && memory[len - 1] != 0xaa, "{ins}");
+                        let mut gprs = before;
+                        assert_eq!(emulator.write_string(outs, &mut gprs, &memory).unwrap(), len, "{outs}");
+                        assert_eq!(gprs, Gprs { rcx: zero, rsi: end, ..before }, "{outs}");
+                    }
+                    // A count whose product wraps to less than the slice, to 0, or is just one element too many.
+                    let counts = [
+                        u64::MAX,
+                        (u64::MAX / bytes).wrapping_add(1),
+                        (u64::MAX / bytes).wrapping_add(2),
+                        1 << 63,
+                        (1 << 62) + 1,
+                        1 << 62,
+                        3,
+                    ];
+                    for count in counts {
+                        let given = Gprs { rcx: garbage | count & mask, ..before };
+                        if count & mask <= 2 {
+                            continue; // a count that fits, at this width
+                        }
+                        let (mut gprs, mut memory) = (given, vec![0xaa; 3 * bytes as usize - 1]);
+                        for result in [
+                            emulator.read_string(ins, &mut gprs, &mut memory),
+                            emulator.write_string(outs, &mut gprs, &memory),
+                        ] {
+                            let error = result.unwrap_err();
+                            let Error::StringOutOfBounds { count: asked, .. } = error else { panic!("{error}") };
+                            assert_eq!((asked, gprs), (count & mask, given), "{ins}");
+                        }
+                        assert!(memory.iter().all(|byte| *byte == 0xaa), "{ins}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the element of a count of 0 would be is not looked at: no device, no slice, no register. (A listener is told: the
+/// instruction was permitted, and executed.)
+#[test]
+fn slices_of_no_bytes() {
+    for (mut emulator, taken) in emulators(0) {
+        for width in [Width::Byte, Width::Word, Width::Dword] {
+            let before = registers(0);
+            let mut gprs = before;
+            assert_eq!(emulator.read_string(IoInsn::rep_ins(width), &mut gprs, &mut []).unwrap(), 0);
+            assert_eq!(emulator.write_string(IoInsn::rep_outs(width), &mut gprs, &[]).unwrap(), 0);
+            // One element is one too many for them.
+            let one = emulator.read_string(IoInsn::ins(width), &mut gprs, &mut []).unwrap_err();
+            assert!(matches!(one, Error::StringOutOfBounds { count: 1, available: 0, .. }), "{one}");
+            let one = emulator.write_string(IoInsn::outs(width), &mut gprs, &[]).unwrap_err();
+            assert!(matches!(one, Error::StringOutOfBounds { count: 1, available: 0, .. }), "{one}");
+            assert_eq!((gprs, taken.lock().unwrap().len()), (before, 0));
+        }
     }
 }

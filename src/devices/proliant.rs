@@ -29,7 +29,8 @@ pub struct ProLiantPort {
 }
 
 impl ProLiantPort {
-    /// A port that reads busy `polls` times after each call, and then as the number of the service with bit 7 clear.
+    /// A port that reads busy `polls` times after each call, and then as the number of the service with bit 7 clear. (A
+    /// quirk's poll gives up after [`Step::BUS_POLL_LIMIT`](crate::Step::BUS_POLL_LIMIT) reads.)
     pub fn new(polls: u32) -> Self {
         Self { polls, polls_left: 0, service: 0 }
     }

@@ -8,7 +8,8 @@ use crate::{CodeSink, IoInsn, Payload, Ring, Width};
 ///
 /// Steps that look at something keep the flags as they are: at each access the device sees those that the one before
 /// has left. Of a handler that answers during a wait, all registers are seen, and CF of its flags, unless it comes in the
-/// last few instructions of the wait. On a bus, where nothing happens but in an access, steps that only wait do nothing.
+/// last few instructions of the wait. On a bus, where nothing happens but in an access, steps that only wait do nothing,
+/// and a poll ends after [`Self::BUS_POLL_LIMIT`] reads at the latest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
@@ -26,7 +27,7 @@ pub enum Step {
     Poll {
         /// The bits of AL.
         mask: u8,
-        /// How many reads there are at most.
+        /// How many reads there are at most; 0 counts as 1.
         limit: u32,
     },
     /// The same without an end but the firmware's, in ring 0. In ring 3, where a wait must end, it is
@@ -45,6 +46,19 @@ pub enum Step {
         /// How many.
         count: u32,
     },
+}
+
+impl Step {
+    /// How often a poll reads its port on a [`SoftwareBus`](crate::SoftwareBus) at most, whatever limit it has of its own.
+    /// A device model is asked again at once, so a poll there waits for no time to pass; and a model that answers "busy"
+    /// for ever must not hold up whoever runs the guest. As a quirk has eight accesses at most, one instruction of a
+    /// guest's makes at most eight times as many calls.
+    pub const BUS_POLL_LIMIT: u32 = 1024;
+
+    /// How often a poll with this limit reads the port on a bus.
+    pub(crate) fn limit_on_bus(limit: u32) -> u32 {
+        limit.clamp(1, Self::BUS_POLL_LIMIT)
+    }
 }
 
 const IN: IoInsn = IoInsn::in_dx(Width::Byte);
@@ -70,7 +84,8 @@ pub(super) fn emit(payload: &mut Payload<'_>, steps: &[Step], insn: IoInsn, port
 
 /// Reads DX until the bits are clear. The count is on the stack, and the flags above it while something is looked at.
 fn poll(payload: &mut Payload<'_>, mask: u8, limit: u32, port: u16) {
-    let (mask, limit, port) = (mask as i8, limit.max(1) as i32, port as i16);
+    let limit = if payload.is_for_bus() { Step::limit_on_bus(limit) } else { limit.max(1) };
+    let (mask, limit, port) = (mask as i8, limit as i32, port as i16);
     dynasm!(payload ; .arch x64 ; push DWORD limit);
     payload.pushed(8);
     dynasm!(payload ; .arch x64 ; pushfq);

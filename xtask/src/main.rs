@@ -1,6 +1,7 @@
 //! `cargo xtask`: chores of this repository that take more than cargo.
 
 mod hw;
+mod sanitize;
 
 use clap::{Parser, Subcommand};
 
@@ -15,10 +16,13 @@ struct Arguments {
 enum Chore {
     /// Run the library on emulated hardware, under QEMU: see hw/README.md
     Hw(hw::Options),
+    /// Run the tests under AddressSanitizer, valgrind and Miri
+    Sanitize(sanitize::Options),
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     match Arguments::parse().chore {
         Chore::Hw(options) => hw::run(&options),
+        Chore::Sanitize(options) => sanitize::run(&options),
     }
 }

@@ -8,11 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// Programs that the suite starts, and the Debian packages that hold them.
-const PROGRAMS: &[(&str, &str)] = &[("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils")];
+pub const PROGRAMS: &[(&str, &str)] = &[("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils")];
 
 /// The root of the workspace.
 pub fn workspace() -> Result<PathBuf> {
-    let package = env::var_os("CARGO_MANIFEST_DIR").context("start this through cargo: `cargo xtask hw`")?;
+    let package = env::var_os("CARGO_MANIFEST_DIR").context("start this through cargo: `cargo xtask`")?;
     Ok(Path::new(&package).parent().context("xtask lies in the workspace")?.to_owned())
 }
 
@@ -24,9 +24,9 @@ pub fn scratch() -> Result<PathBuf> {
     Ok(scratch)
 }
 
-/// Installs the programs that are missing, where root and apt allow it.
-pub fn ensure_programs() -> Result<()> {
-    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !on_path(program)).collect();
+/// Installs those of the programs that are missing, where root and apt allow it.
+pub fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = programs.iter().filter(|(program, _)| !on_path(program)).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 mod bus;
 mod checks;
 mod guests;
-mod host;
+pub mod host;
 mod initramfs;
 mod kernel;
 mod qemu;
@@ -35,7 +35,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let seed = options.seed.unwrap_or_else(random_seed);
-    host::ensure_programs()?;
+    host::ensure_programs(host::PROGRAMS)?;
     let linux = Image::linux()?;
     let ring0 = Image::ring0()?;
     let good = match options.soak {
