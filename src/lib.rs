@@ -37,7 +37,7 @@
 //! - `kvm`: conversions between [`Gprs`] and KVM's register file.
 //!
 //! x86-64 only. Linux is the supported system: fault recovery, DMI and privilege are Linux's.
-#![cfg_attr(not(feature = "std"), no_std)]
+#![cfg_attr(all(not(feature = "std"), not(test)), no_std)] // its own tests have a process to run in
 #![deny(missing_docs)]
 #![deny(unsafe_code)] // allowed, with a reason, at the head of the modules that run machine code
 #![deny(unsafe_op_in_unsafe_fn)]

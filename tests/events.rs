@@ -1,4 +1,5 @@
 //! What a listener is told, and when.
+#![cfg(feature = "std")]
 
 use std::time::Duration;
 

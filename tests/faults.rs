@@ -266,7 +266,7 @@ fn in_a_signal_handler() {
                 // SAFETY: the memory outlives its use as a stack: the old one is put back below.
                 assert_eq!(unsafe { libc::sigaltstack(&stack, &mut before) }, 0);
                 // SAFETY: asks who this thread is.
-                send.send(unsafe { libc::pthread_self() }).unwrap();
+                send.send(unsafe { libc::gettid() }).unwrap();
                 let tables = INTERRUPTED.get().unwrap();
                 let elided: Vec<_> = StubLayout::ALL
                     .iter()
@@ -292,7 +292,7 @@ fn in_a_signal_handler() {
         let thread = receive.recv().unwrap();
         for sent in 1..=SIGNALS {
             // SAFETY: the thread runs until it is told that this is done.
-            assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+            assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1) }, 0);
             // Until this one was handled, with four faults each.
             while FAULTS_IN_HANDLER.load(Ordering::Relaxed) < StubLayout::ALL.len() * sent {
                 assert!(!target.is_finished());

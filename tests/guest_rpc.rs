@@ -1,5 +1,6 @@
 //! A GuestRPC request through the VMware backdoor, with real instructions on a bus: the example's driver against the
 //! device model.
+#![cfg(feature = "std")]
 
 #[path = "../examples/vmware_backdoor/rpc.rs"]
 mod rpc;

@@ -1,4 +1,5 @@
 //! Record on a bus, replay without it: in order and by the register, or by the port alone.
+#![cfg(feature = "std")]
 
 use std::sync::{Arc, Mutex};
 

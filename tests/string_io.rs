@@ -1,4 +1,5 @@
 //! INS and OUTS: the registers that the instruction owns, the memory it moves, and what is left when it ends early.
+#![cfg(feature = "std")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
