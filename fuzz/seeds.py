@@ -44,7 +44,7 @@ write("text", {
     "bitmap_whole": bytes([1, 0x0f, 0xf0, 0, 0xff]),
     **{name: bytes([2]) + text.encode() for name, text in {
         "in": "in al, dx", "out": "out 0x80, eax", "spaces": " in  ax ,  0x7 ", "string": "gs addr32 rep outsd",
-        "addr16": "addr16 insw", "wrong": "in dx, al", "large": "in al, 0x100"}.items()},
+        "addr16": "addr16 insw", "wrong": "in dx, al", "zeros": "in al, 000x7", "large": "in al, 0x100"}.items()},
     **{name: bytes([3]) + text.encode() for name, text in {
         "registers": "rax=0x5 rbx=7,ch=0x10", "parts": "sil=1 r15w=65535 r8b=0xff ebp=1 dh=2", "flags": "rflags=0x8d5",
         "no_register": "rsp=1", "too_large": "al=256", "no_value": "rax=", "form": "rax", "largest":
@@ -54,15 +54,17 @@ write("text", {
 # devices
 OPEN, SIZE, DATA, REPLY_SIZE, REPLY, END, CLOSE = range(7)
 IN, OUT = 0, 1
+OWN, OTHER, SWAPPED, LOW_WRONG, HIGH_WRONG = 7, 0, 1, 2, 3  # cookies
 
 
-def step(number, channel=0, direction=IN, cookies=2, how=0, rest=()):
+def step(number, channel=0, direction=IN, cookies=OWN, how=0, rest=()):
     return [0, number, channel, direction, cookies, how, *rest]
 
 
-def high_bandwidth(direction, channel=0, cookies=2, length=0, data=b""):
+def high_bandwidth(direction, channel=0, cookies=OWN, length=None, data=b""):
     taken = [len(data), *data] if direction == OUT else []
-    return [3, direction, channel, cookies, length, 1, *taken]
+    size = [] if length is None else [length]
+    return [3, direction, channel, cookies, 0 if length is None else 2, *size, 1, *taken]
 
 
 def access(base, offset, width, value, kind, count=0):
@@ -71,12 +73,16 @@ def access(base, offset, width, value, kind, count=0):
 
 request = step(SIZE, rest=[5]) + step(DATA, rest=b"hell") + step(DATA, rest=b"oXYZ")
 taken = step(REPLY_SIZE, rest=u32(0)) + step(REPLY) * 2 + step(END) + step(CLOSE, rest=u32(0))
+# A step takes what its cookies are made of before what is in RBX.
+wrong_cookies = ([0, SIZE, 0, IN, OTHER, *u64(7), 0, 5] + [0, SIZE, 0, IN, SWAPPED, 0, 5] + [0, SIZE, 0, IN, LOW_WRONG, 3, 0, 5] +
+                 [0, SIZE, 0, IN, HIGH_WRONG, 3, 0, 5])
 write("devices", {
     "rpc": step(OPEN) + request + taken,
     "rpc_with_cookies_by_out": step(OPEN, direction=OUT, how=4) + request + taken,
-    "rpc_wrong_cookies": step(OPEN, how=4) + step(SIZE, cookies=0, rest=[*u64(7), 0, 5]) + step(SIZE, cookies=1, rest=[5]),
+    "rpc_wrong_cookies": step(OPEN, how=4) + wrong_cookies,
     "rpc_strings": step(OPEN, how=4) + step(SIZE, rest=[5]) + high_bandwidth(OUT, data=b"hello") +
     step(REPLY_SIZE, rest=u32(0)) + high_bandwidth(IN) + step(END) + step(CLOSE, rest=u32(0)),
+    "rpc_reply_by_string_and_word": step(OPEN) + request + high_bandwidth(IN, length=3) + step(REPLY) + step(END),
     "rpc_two_channels": step(OPEN) * 2 + step(SIZE, 1, rest=[2]) + request + step(DATA, 1, rest=b"ab__") +
     step(REPLY_SIZE, 1, rest=u32(0)) + step(REPLY, 1),
     "rpc_nine_channels": step(OPEN) * 5 + step(OPEN, how=4) * 4 + step(CLOSE, 3, rest=u32(0)) + step(OPEN),
@@ -156,6 +162,7 @@ write("strings", {
     "gsmi": run(2, 3 + BYTE, 0xb2, rax=3, devices=element() * 2, string=False),
     "smapi": run(2, 3 + WORD, 0xb2, rax=4, devices=element() * 2, string=False),
     "read_back": run(3, 3 + BYTE, 0x1a, devices=element() * 2, string=False),
+    "read_back_leaves_the_port": run(3, 3 + BYTE, 0x1a, devices=element(changes=[(RDX, 0x84)]) + element(7), string=False),
     "carry": run(3, 3 + BYTE, 0x14, rax=3, devices=element() * 2, string=False),
     "code": run(4, 3 + BYTE, 0xb2, rax=5, devices=element(changes=POINTERS) + element() * 2, string=False),
     "code_leaves_the_port": run(4, 3 + BYTE, 0xb2, rax=5, devices=element(changes=[(RDX, 0x84)]), string=False),
@@ -208,13 +215,14 @@ write("replay", {
 })
 
 # recover: tables, a stub, RIP, the signal, the machine context.
-def fault(table=0, form=0, quirk=0, which=0, at=0, where=2, code=1, kind=1, moment=255, dropped=255, rip=()):
-    return [moment, dropped, table, *u16(form), quirk, which, *u16(at), where, *rip, code, kind, 0, 0, 0, 0]
+def fault(table=0, form=0, quirk=0, which=0, at=0, where=2, code=1, kind=1, moment=255, dropped=255, rip=(), vector=0):
+    return [moment, dropped, table, *u16(form), quirk, which, *u16(at), where, *rip, code, kind, 0, 0, vector, *u32(0x1f35), *u64(0x7fff_dead_b000)]
 
 
 write("recover", {
     "call_ret": fault(at=17),
     "prologue": fault(at=3),
+    "page_fault": fault(at=17, vector=1),
     "compact": fault(table=4, at=6),
     "inline": fault(table=6, at=88),
     "rop": fault(table=2, at=6),

@@ -111,6 +111,8 @@ impl Machine {
         match script.u8() % 8 {
             0 => (script.u32().into(), script.u32().into()),
             1 => (own.1.into(), own.0.into()),
+            2 => (own.0.into(), (own.1 ^ 1 << (script.u8() % 32)).into()),
+            3 => ((own.0 ^ 1 << (script.u8() % 32)).into(), own.1.into()),
             _ => (own.0.into(), own.1.into()),
         }
     }
@@ -208,6 +210,7 @@ impl Machine {
         let len = match (self.channels.get(usize::from(id)).and_then(Option::as_ref), script.u8() % 4) {
             (Some(open), 0..2) if direction == Direction::Out => open.announced - open.sent.len(),
             (Some(Open { reply: Some(reply), received, .. }), 0..2) => reply.len() - received,
+            (_, 2) => usize::from(script.u8() % 16),
             _ => script.u16().into(),
         };
         let rbx = if script.u8() == 0 { script.u32().into() } else { 0x1_0000 };

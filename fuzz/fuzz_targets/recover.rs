@@ -89,6 +89,9 @@ fuzz_target!(|data: &[u8]| {
     context.uc_mcontext.gregs[REG_RIP as usize] = rip as i64;
     let vector = script.one_of(&[13_u64, 14, 12, 17, 0x1_000d]);
     context.uc_mcontext.gregs[REG_TRAPNO as usize] = vector as i64;
+    // Far into the context: of their own, so that they are seldom zero.
+    context.uc_mcontext.gregs[REG_ERR as usize] = i64::from(script.u32());
+    context.uc_mcontext.gregs[REG_CR2 as usize] = script.u64() as i64;
 
     let before = context;
     // SAFETY: what is passed is as the kernel would pass it, but for what it says.

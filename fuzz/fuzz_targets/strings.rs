@@ -35,7 +35,8 @@ struct Liar;
 fn change(gprs: &mut Gprs, script: &mut Script<'_>) {
     let mut words = gprs.to_words();
     for _ in 0..script.u8() % 4 {
-        words[usize::from(script.u8() % 16)] = script.u64();
+        let changed = usize::from(script.u8() % 16);
+        words[changed] = script.u64();
     }
     *gprs = Gprs::from_words(words);
 }
