@@ -215,7 +215,7 @@ write("replay", {
 })
 
 # recover: tables, a stub, RIP, the signal, the machine context.
-def fault(table=0, form=0, quirk=0, which=0, at=0, where=2, code=1, kind=1, moment=255, dropped=255, rip=(), vector=0):
+def fault(table=0, form=0, quirk=0, which=0, at=0, where=2, code=1, kind=1, moment=0, dropped=0, rip=(), vector=0):
     return [moment, dropped, table, *u16(form), quirk, which, *u16(at), where, *rip, code, kind, 0, 0, vector, *u32(0x1f35), *u64(0x7fff_dead_b000)]
 
 
@@ -232,8 +232,8 @@ write("recover", {
     "sent": fault(at=17, code=0xfa, kind=2),
     "mapping": fault(at=17, code=1, kind=3),
     "anywhere": fault(where=0, rip=u64(0x1234)),
-    "of_the_moment": fault(at=17, moment=0),
-    "gone": fault(where=0, dropped=0, at=6),
+    "of_the_moment": fault(at=17, moment=255),
+    "gone": fault(where=0, dropped=255, at=6),
 })
 
 # fixup: as `arbitrary` takes it.

@@ -12,6 +12,7 @@ use ioemul::devices::{Cmos, Latch, ProLiantPort, SmmMailbox, Superio, VmwareBack
 use ioemul::{Direction, Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, Width};
 use ioemul_fuzz::Script;
 use libfuzzer_sys::fuzz_target;
+use vm_superio::serial::NoEvents;
 use vm_superio::{I8042Device, Serial, Trigger};
 
 const MAX_REQUEST: usize = 64 << 10;
@@ -27,6 +28,9 @@ impl Trigger for NoInterrupt {
         Ok(())
     }
 }
+
+/// A UART whose output is kept.
+type Uart = Serial<NoInterrupt, NoEvents, Vec<u8>>;
 
 /// What the host of GuestRPC has been asked, at all and last.
 #[derive(Default)]
@@ -51,7 +55,7 @@ struct Machine {
     latch: Arc<Mutex<Latch>>,
     cmos: Arc<Mutex<Cmos>>,
     proliant: Arc<Mutex<ProLiantPort>>,
-    uart: Arc<Mutex<Superio<Serial<NoInterrupt, vm_superio::serial::NoEvents, Vec<u8>>>>>,
+    uart: Arc<Mutex<Superio<Uart>>>,
     /// How many bytes were written to anything.
     written: usize,
 }

@@ -61,8 +61,8 @@ fn filled<T>(script: &mut Script<'_>) -> T {
 fuzz_target!(|data: &[u8]| {
     let mut script = Script::new(data);
     // Now and then a table of the moment, and one that is gone.
-    let of_the_moment = (script.u8() < 16).then(|| build(StubLayout::ALL[data.len() % StubLayout::ALL.len()], &[]));
-    let dropped = (script.u8() < 8).then(|| build(StubLayout::Compact, &[])).map(|table| {
+    let of_the_moment = (script.u8() >= 250).then(|| build(StubLayout::ALL[data.len() % StubLayout::ALL.len()], &[]));
+    let dropped = (script.u8() >= 250).then(|| build(StubLayout::Compact, &[])).map(|table| {
         let code = table.stub(IoInsn::all().next().unwrap()).code();
         code.as_ptr() as usize..code.as_ptr() as usize + code.len()
     });

@@ -44,7 +44,7 @@ fn record(script: &mut Script<'_>) -> Record {
     if script.u8() == 0 {
         after.rax = 1 << 40; // which no bus can give, where it is an input of 32 bits
     }
-    let error = (script.u8() % 4 == 0).then(|| RecordedError::Refused("no".into()));
+    let error = script.u8().is_multiple_of(4).then(|| RecordedError::Refused("no".into()));
     let mut record = Record { insn, before, after, data: Vec::new(), error };
     let len = requested(&record).unwrap_or(0);
     let moved = if record.error.is_some() { len.min(script.u8().into()) } else { len };
@@ -138,7 +138,7 @@ fn perform(emulator: &mut IoEmulator, access: &Record) -> (Result<(), Error>, Gp
 
 fuzz_target!(|data: &[u8]| {
     let mut script = Script::new(data);
-    let strict = script.u8() % 2 == 0;
+    let strict = script.u8().is_multiple_of(2);
     let records: Vec<Record> = (0..script.u8() % 24).map(|_| record(&mut script)).collect();
     let replay = Trace::from_iter(records.iter().cloned()).replay();
     let (bus, progress) = if strict { replay.strict() } else { replay.lenient() };
