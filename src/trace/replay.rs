@@ -90,7 +90,7 @@ impl Progress {
     ///
     /// [`ReplayError::Unfinished`] names the first record that was left out.
     pub fn finish(&self) -> Result<(), ReplayError> {
-        let index = self.shared.first_unused.load(Ordering::Relaxed);
+        let index = self.shared.first_unused.load(Ordering::Acquire);
         match self.shared.records.get(index) {
             None => Ok(()),
             Some(record) => Err(ReplayError::Unfinished {
@@ -262,8 +262,8 @@ impl Player {
             index.take(&question);
         }
         self.used[at] = true;
-        self.pass_over_used();
         self.shared.replayed.fetch_add(1, Ordering::Relaxed);
+        self.pass_over_used();
         Ok(Some(at))
     }
 
@@ -271,7 +271,8 @@ impl Player {
     fn pass_over_used(&self) {
         let first = self.shared.first_unused.load(Ordering::Relaxed);
         let passed = self.used[first..].iter().take_while(|used| **used).count();
-        self.shared.first_unused.store(first + passed, Ordering::Relaxed);
+        // Whoever sees that all have been played sees how many that are.
+        self.shared.first_unused.store(first + passed, Ordering::Release);
     }
 
     /// Finds the record, counts what was not found, and sets the registers.
