@@ -81,6 +81,8 @@ mod ports;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod privilege;
 #[cfg(feature = "std")]
+mod quote;
+#[cfg(feature = "std")]
 pub mod trace;
 
 #[doc = include_str!("../docs/threat-model.md")]

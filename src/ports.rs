@@ -10,6 +10,7 @@ use std::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Not, RangeInclusive, Su
 use std::str::FromStr;
 use std::{fmt, iter};
 
+use crate::quote::quoted;
 use crate::{Direction, Width};
 
 mod hazard;
@@ -67,15 +68,31 @@ impl PortSet {
 
     /// Adds the ports of `range`. An empty range (`5..=4`) adds nothing.
     pub fn allow(&mut self, range: RangeInclusive<u16>) {
-        for port in range {
-            self.denied[usize::from(port / 8)] &= !(1 << (port % 8));
-        }
+        self.fill(range, 0);
     }
 
     /// Takes the ports of `range` out. An empty range takes nothing out.
     pub fn deny(&mut self, range: RangeInclusive<u16>) {
-        for port in range {
-            self.denied[usize::from(port / 8)] |= 1 << (port % 8);
+        self.fill(range, 0xff);
+    }
+
+    /// Gives the bits of `range` those of `denied`, whole bytes at once: lists of ranges come from outside, and the
+    /// longest range has 65,536 bits.
+    fn fill(&mut self, range: RangeInclusive<u16>, denied: u8) {
+        let (first, last) = range.into_inner();
+        if first > last {
+            return;
+        }
+        let put = |byte: &mut u8, ports: u8| *byte = *byte & !ports | denied & ports;
+        let (from, to) = (0xff << (first % 8), 0xff >> (7 - last % 8));
+        match &mut self.denied[usize::from(first / 8)..=usize::from(last / 8)] {
+            [only] => put(only, from & to),
+            [head, whole @ .., tail] => {
+                put(head, from);
+                whole.fill(denied);
+                put(tail, to);
+            }
+            [] => {}
         }
     }
 
@@ -270,16 +287,15 @@ impl FromStr for PortSet {
             _ => {}
         }
         let mut set = Self::none();
-        let mut column = 1;
+        let mut start = 0;
         for field in text.split(',') {
             let item = field.trim();
-            let range = parse_item(item).map_err(|problem| ParsePortSetError {
-                item: item.to_owned(),
-                column: column + field.chars().take_while(|c| c.is_whitespace()).count(),
-                problem,
+            let range = parse_item(item).map_err(|problem| {
+                let spaces = field.len() - field.trim_start().len();
+                ParsePortSetError { item: quoted(item), column: text[..start + spaces].chars().count() + 1, problem }
             })?;
             set.allow(range);
-            column += field.chars().count() + 1;
+            start += field.len() + 1;
         }
         Ok(set)
     }
@@ -324,7 +340,7 @@ fn parse_number(text: &str) -> Option<u32> {
 #[error("port set, column {column}: `{item}`: {problem}")]
 #[non_exhaustive]
 pub struct ParsePortSetError {
-    /// The item between two commas.
+    /// The item between two commas; of a long one the beginning, and an ellipsis.
     pub item: String,
     /// Where the item starts: characters from the start of the text, counted from 1.
     pub column: usize,

@@ -49,7 +49,7 @@ mod file;
 mod replay;
 
 #[cfg(feature = "trace")]
-pub use file::{FORMAT_VERSION, TraceError, TraceProblem, TraceWriter};
+pub use file::{FORMAT_VERSION, TraceError, TraceLimits, TraceProblem, TraceWriter};
 pub use replay::{Progress, Replay, ReplayError};
 
 /// One instruction, and what it did.

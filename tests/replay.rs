@@ -302,3 +302,30 @@ fn other_status_flags_are_another_access() {
         }
     }
 }
+
+/// Of several records that a lenient replay may answer from, it takes the first: whether it was whole or ended early, and
+/// in whatever order they are asked for.
+#[test]
+fn the_first_record_that_fits_answers() {
+    let insn = IoInsn::rep_outs(Width::Byte);
+    let record = |rbx: u64, data: &[u8]| {
+        let before = Gprs { rcx: 2, ..gprs(0, 0xe0) };
+        let error = (data.len() < 2).then(|| RecordedError::Refused(format!("number {rbx}")));
+        Record { insn, before, after: Gprs { rbx, ..before }, data: data.to_vec(), error }
+    };
+    let records = [record(0, &[1, 1]), record(1, &[2]), record(2, &[2, 1]), record(3, &[]), record(4, &[1, 1])];
+    let answer = |emulator: &mut IoEmulator, data: &[u8]| {
+        let (result, after, _) = perform(emulator, &(insn, Gprs { rcx: 2, ..gprs(0, 0xe0) }, data.to_vec()));
+        match result {
+            Ok(()) => after.rbx.to_string(),
+            Err(error) => error.split_once("access: ").unwrap().1.to_owned(),
+        }
+    };
+    let (mut emulator, progress) = replayer(Trace::from_iter(records).replay().lenient());
+    let mut answers =
+        [[2, 1], [2, 1], [1, 1], [1, 1], [1, 1], [2, 1]].into_iter().map(|data| answer(&mut emulator, &data));
+    let expected = ["number 1", "2", "0", "number 3", "4", "11"]; // the last finds nobody: RBX stays
+    assert!(answers.by_ref().eq(expected));
+    progress.finish().unwrap();
+    assert_eq!((progress.replayed(), progress.unexpected()), (5, 1));
+}

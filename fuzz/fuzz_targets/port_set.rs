@@ -19,8 +19,13 @@ fuzz_target!(|text: &str| {
             }
         }
         Err(error) => {
-            let rest: String = text.chars().skip(error.column - 1).collect();
-            assert!(rest.starts_with(&error.item), "{error}");
+            // Quoted from there on: at most 64 characters, control characters escaped.
+            let rest = text.chars().skip(error.column - 1);
+            let rest: String =
+                rest.map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect();
+            let (shown, cut) = error.item.strip_suffix('…').map_or((&*error.item, false), |shown| (shown, true));
+            assert!(rest.starts_with(&error.item) || cut && rest.starts_with(shown), "{error}");
+            assert!(error.item.chars().filter(|c| *c != '\\').count() <= 64 * 8);
             assert!(error.to_string().contains(&error.problem.to_string()));
         }
     }

@@ -1,7 +1,65 @@
-//! What the fuzz targets that emit code share.
+//! What the fuzz targets share: input read as a script, and code emitted with any options.
 
 use arbitrary::Arbitrary;
-use ioemul::{EmitError, EmitOptions, Quirk, RegisterFile, Ring, StubLayout};
+use ioemul::{EmitError, EmitOptions, IoInsn, Quirk, RegisterFile, Ring, StubLayout};
+
+/// Input as a script, of which one thing after the other is taken: zeros when it is at its end. (Seeds of such a form can be
+/// written by hand: `seeds.py`.)
+#[derive(Clone, Debug, Default)]
+pub struct Script<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Script<'a> {
+    pub fn new(rest: &'a [u8]) -> Self {
+        Self { rest }
+    }
+
+    pub fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next bytes, as many as there are.
+    pub fn bytes(&mut self, count: usize) -> &'a [u8] {
+        let (bytes, rest) = self.rest.split_at(count.min(self.rest.len()));
+        self.rest = rest;
+        bytes
+    }
+
+    /// As many bytes as the next one says.
+    pub fn counted(&mut self) -> &'a [u8] {
+        let count = self.u8();
+        self.bytes(count.into())
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut array = [0; N];
+        let bytes = self.bytes(N);
+        array[..bytes.len()].copy_from_slice(bytes);
+        array
+    }
+
+    pub fn u8(&mut self) -> u8 {
+        u8::from_le_bytes(self.array())
+    }
+
+    pub fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    pub fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    pub fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+
+    /// One of these.
+    pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[usize::from(self.u8()) % choices.len()]
+    }
+}
 
 /// Anywhere, or near the helpers and the edges of what a near branch reaches.
 #[derive(Arbitrary, Debug)]
@@ -106,4 +164,18 @@ pub fn emitted<T>(
 fn canonical(va: u64) -> bool {
     let high = va as i64 >> 47;
     high == 0 || high == -1
+}
+
+/// Whether `at` is in the I/O sequence of a plain stub: in an instruction of port I/O, or in the no-ops that fill it up to
+/// three bytes (four, for INS and OUTS).
+pub fn is_in_io(code: &[u8], at: usize) -> bool {
+    let begins = |first: usize| {
+        let (len, padding) = match IoInsn::decode(&code[first..]) {
+            Ok((insn, len)) if insn.is_string() => (len, 4 - len),
+            Ok((_, len)) => (len, usize::from(code[first..first + len][0] != 0x66)),
+            Err(_) => return false,
+        };
+        (first.saturating_sub(padding)..(first + len).max(first - padding.min(first) + 3)).contains(&at)
+    };
+    (at.saturating_sub(3)..(at + 4).min(code.len())).any(begins)
 }

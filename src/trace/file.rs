@@ -1,7 +1,7 @@
 //! Traces as files: a line of JSON for each record.
 
 use core::fmt;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, RecordedError, Trace};
 use crate::events::{Attempt, Events, Outcome};
+use crate::quote::{quoted, shortened};
 use crate::{DeviceError, Gprs, IoFault, IoInsn, ParseInsnError};
 
 /// The version of the file format that this crate writes, and the only one that it reads.
@@ -53,8 +54,55 @@ struct End {
     records: usize,
 }
 
+/// How much of a file [`Trace::read_with`] takes: what bounds the memory that a file from outside can ask for.
+///
+/// ```
+/// use ioemul::trace::{Trace, TraceLimits};
+/// let limits = TraceLimits::new().records(1);
+/// let file = r#"{"ioemul-trace":1}
+/// {"insn":"in al, 0x71","before":{},"after":{"rax":"0xff"}}
+/// {"insn":"in al, 0x71","before":{},"after":{"rax":"0xff"}}
+/// {"records":2}
+/// "#;
+/// let error = Trace::read_with(file.as_bytes(), limits).unwrap_err();
+/// assert_eq!(error.line, 3);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TraceLimits {
+    /// The longest line in bytes, its newline not counted. By default 4 MiB, which holds a string instruction of 2 MiB.
+    pub line: usize,
+    /// How many records there may be. By default a million, which take some 320 MB.
+    pub records: usize,
+}
+
+impl TraceLimits {
+    /// The defaults.
+    pub const fn new() -> Self {
+        Self { line: 4 << 20, records: 1_000_000 }
+    }
+
+    /// The longest line.
+    pub const fn line(mut self, bytes: usize) -> Self {
+        self.line = bytes;
+        self
+    }
+
+    /// The largest number of records.
+    pub const fn records(mut self, records: usize) -> Self {
+        self.records = records;
+        self
+    }
+}
+
+impl Default for TraceLimits {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Trace {
-    /// Reads a trace file.
+    /// Reads a trace file, within the default [`TraceLimits`].
     ///
     /// The format, version 1, is lines of JSON:
     ///
@@ -81,18 +129,27 @@ impl Trace {
     /// # Errors
     ///
     /// [`TraceError`], with the number of the line.
-    pub fn read(mut file: impl BufRead) -> Result<Trace, TraceError> {
+    pub fn read(file: impl BufRead) -> Result<Trace, TraceError> {
+        Self::read_with(file, TraceLimits::new())
+    }
+
+    /// Reads a trace file, as [`Self::read`] does, within the limits given.
+    ///
+    /// A line that is too long is not read to its end. However a file is made, reading it takes at most 32 times as much
+    /// memory as it has bytes (the shortest lines are a tenth of the [`Record`] that they stand for, and the list of
+    /// records doubles as it grows); what remains is at most twelve times as much.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::read`].
+    pub fn read_with(mut file: impl BufRead, limits: TraceLimits) -> Result<Trace, TraceError> {
         let mut records = Vec::new();
         let mut line = Vec::new();
         let mut number = 0;
         loop {
             number += 1;
             let at_line = |problem| TraceError { line: number, problem };
-            line.clear();
-            file.read_until(b'\n', &mut line).map_err(|error| at_line(TraceProblem::Read(error)))?;
-            let Some(text) = line.strip_suffix(b"\n") else {
-                return Err(at_line(TraceProblem::CutOff));
-            };
+            let text = read_line(&mut file, &mut line, limits.line).map_err(at_line)?;
             if number == 1 {
                 check_header(text).map_err(at_line)?;
                 continue;
@@ -102,13 +159,18 @@ impl Trace {
                 Ok(End { records: stated }) => {
                     return Err(at_line(TraceProblem::Count { stated, found: records.len() }));
                 }
+                Err(_) if records.len() == limits.records => {
+                    return Err(at_line(TraceProblem::TooManyRecords { limit: limits.records }));
+                }
                 Err(_) => records.push(parse_record(text).map_err(at_line)?),
             }
         }
-        line.clear();
         let after = TraceError { line: number + 1, problem: TraceProblem::AfterTheEnd };
-        match file.read_until(b'\n', &mut line) {
-            Ok(0) => Ok(Trace { records }),
+        match file.take(1).read_to_end(&mut line) {
+            Ok(0) => {
+                records.shrink_to_fit();
+                Ok(Trace { records })
+            }
             Ok(_) => Err(after),
             Err(error) => Err(TraceError { problem: TraceProblem::Read(error), ..after }),
         }
@@ -248,13 +310,13 @@ pub enum TraceProblem {
     Syntax {
         /// The byte, counted from 1.
         column: usize,
-        /// What is wrong there.
+        /// What is wrong there; of a long message both ends.
         message: String,
     },
     /// The instruction is none.
     #[error("`{text}`: {source}")]
     Insn {
-        /// The text in its place.
+        /// The text in its place; of a long one the beginning, and an ellipsis.
         text: String,
         /// Why it is none.
         source: ParseInsnError,
@@ -275,6 +337,18 @@ pub enum TraceProblem {
     /// An instruction ends in one error at most.
     #[error("a record has `fault` or `refused`, not both")]
     TwoErrors,
+    /// It is longer than may be read.
+    #[error("the line is longer than {limit} bytes: `TraceLimits::line` is the longest that is read")]
+    LongLine {
+        /// The longest line that is read.
+        limit: usize,
+    },
+    /// There are more records than may be read.
+    #[error("the file has more than {limit} records: `TraceLimits::records` is how many are read")]
+    TooManyRecords {
+        /// How many are read.
+        limit: usize,
+    },
     /// The file ends before its last line does.
     #[error("the file is cut off: a trace ends with a line such as {{\"records\":7}}")]
     CutOff,
@@ -291,6 +365,18 @@ pub enum TraceProblem {
     AfterTheEnd,
 }
 
+/// Reads the next line into `line`, and no more than `limit` bytes of it.
+fn read_line<'l>(file: &mut impl BufRead, line: &'l mut Vec<u8>, limit: usize) -> Result<&'l [u8], TraceProblem> {
+    line.clear();
+    let with_newline = (limit as u64).saturating_add(1);
+    file.take(with_newline).read_until(b'\n', line).map_err(TraceProblem::Read)?;
+    match line.strip_suffix(b"\n") {
+        Some(text) => Ok(text),
+        None if line.len() > limit => Err(TraceProblem::LongLine { limit }),
+        None => Err(TraceProblem::CutOff),
+    }
+}
+
 fn check_header(text: &[u8]) -> Result<(), TraceProblem> {
     match serde_json::from_slice(text) {
         Ok(Header { version: FORMAT_VERSION }) => Ok(()),
@@ -303,10 +389,10 @@ fn parse_record(text: &[u8]) -> Result<Record, TraceProblem> {
     let line: Line = serde_json::from_slice(text).map_err(|error| {
         let message = error.to_string();
         // The line that serde_json counts is its own, always 1.
-        let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-        TraceProblem::Syntax { column: error.column(), message }
+        let message = message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
+        TraceProblem::Syntax { column: error.column(), message: shortened(message) }
     })?;
-    let insn = line.insn.parse().map_err(|source| TraceProblem::Insn { text: line.insn.clone(), source })?;
+    let insn = line.insn.parse().map_err(|source| TraceProblem::Insn { text: quoted(&line.insn), source })?;
     let error = match (line.fault, line.refused) {
         (None, None) => None,
         (Some(Fault { vector, error_code, address }), None) => {
@@ -360,7 +446,11 @@ impl From<&Record> for Line {
 
 fn bytes_from_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+    let mut bytes = Vec::with_capacity(text.len().div_ceil(2)); // as many as are kept
+    for pair in text.as_bytes().chunks(2) {
+        bytes.push(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
+    }
+    Some(bytes)
 }
 
 /// Some of the sixteen words, by their names.
@@ -402,8 +492,12 @@ impl<'de> Deserialize<'de> for Words {
                     let index = Gprs::NAMES.iter().position(|known| *known == name);
                     match index.map(|index| words.0[index].replace(word)) {
                         Some(None) => {}
-                        Some(Some(_)) => return Err(M::Error::custom(format_args!("register `{name}` twice"))),
-                        None => return Err(M::Error::custom(format_args!("no register is called `{name}`"))),
+                        Some(Some(_)) => {
+                            return Err(M::Error::custom(format_args!("register `{}` twice", quoted(&name))));
+                        }
+                        None => {
+                            return Err(M::Error::custom(format_args!("no register is called `{}`", quoted(&name))));
+                        }
                     }
                 }
                 Ok(words)
@@ -428,6 +522,8 @@ impl<'de> Deserialize<'de> for Hex {
         let text = String::deserialize(deserializer)?;
         let digits = text.strip_prefix("0x").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let number = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        number.map(Hex).ok_or_else(|| D::Error::custom(format_args!("`{text}` is not a 64-bit number such as 0x1f")))
+        number
+            .map(Hex)
+            .ok_or_else(|| D::Error::custom(format_args!("`{}` is not a 64-bit number such as 0x1f", quoted(&text))))
     }
 }

@@ -1,11 +1,14 @@
 //! A bus that answers from a trace.
 
 use core::fmt::Write;
+use core::hash::BuildHasher;
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Record, RecordedError, Trace};
-use crate::{DeviceError, Direction, Gprs, PortAccess, PortDevice, PortOperand, SoftwareBus, StringError};
+use crate::{DeviceError, Direction, Gprs, PortAccess, PortDevice, PortOperand, SoftwareBus, StringError, Width};
 
 /// A [`Trace`] about to be played back: [`strict`](Self::strict) or [`lenient`](Self::lenient) says how.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ impl Replay {
     /// Of RFLAGS the status flags are compared, which the access was given with the other registers; the rest of it
     /// never reaches a port. What a string instruction has in RCX, and in RSI or RDI, is its own and not compared.
     pub fn strict(self) -> (SoftwareBus, Progress) {
-        self.bus(false)
+        self.bus(None)
     }
 
     /// A bus that answers each access from the first unused record of its port, width and direction (and of the value
@@ -34,17 +37,22 @@ impl Replay {
     /// recorded access changed are set. An access that was not recorded, or not so often, finds nobody: it reads as all
     /// ones, or is lost.
     pub fn lenient(self) -> (SoftwareBus, Progress) {
-        self.bus(true)
+        let index = Index::new(&self.trace.records);
+        self.bus(Some(index))
     }
 
-    fn bus(self, lenient: bool) -> (SoftwareBus, Progress) {
+    fn bus(self, lenient: Option<Index>) -> (SoftwareBus, Progress) {
         let records = self.trace.records;
         // A string instruction with a count of 0 makes no access: it needs no answer.
-        let used = records.iter().map(|record| AtomicBool::new(record.requested() == Some(0))).collect();
-        let shared = Arc::new(Shared { records, used, unexpected: AtomicUsize::new(0) });
+        let used: Vec<_> = records.iter().map(|record| record.requested() == Some(0)).collect();
+        let replayed = used.iter().filter(|used| **used).count();
+        let shared = Shared { records, replayed: replayed.into(), first_unused: 0.into(), unexpected: 0.into() };
+        let player = Player { lenient, used, shared: Arc::new(shared) };
+        player.pass_over_used();
+        let progress = Progress { shared: player.shared.clone() };
         let mut bus = SoftwareBus::new();
-        bus.attach(0..=u16::MAX, Player { lenient, shared: shared.clone() }).expect("an empty bus has room");
-        (bus, Progress { shared })
+        bus.attach(0..=u16::MAX, player).expect("an empty bus has room");
+        (bus, progress)
     }
 }
 
@@ -52,16 +60,11 @@ impl Replay {
 #[derive(Debug)]
 struct Shared {
     records: Vec<Record>,
-    used: Vec<AtomicBool>,
+    /// How many records have been played.
+    replayed: AtomicUsize,
+    /// Index of the first that has not; as many as there are when all have.
+    first_unused: AtomicUsize,
     unexpected: AtomicUsize,
-}
-
-impl Shared {
-    /// The records that have not been played, with their places.
-    fn unused(&self) -> impl Iterator<Item = (usize, &Record)> {
-        let unused = |&(index, _): &(usize, &Record)| !self.used[index].load(Ordering::Relaxed);
-        self.records.iter().enumerate().filter(unused)
-    }
 }
 
 /// How far a replay has come. It can be looked at while the bus is in use elsewhere.
@@ -73,7 +76,7 @@ pub struct Progress {
 impl Progress {
     /// How many records have been played.
     pub fn replayed(&self) -> usize {
-        self.shared.records.len() - self.shared.unused().count()
+        self.shared.replayed.load(Ordering::Relaxed)
     }
 
     /// How many accesses came that were not in the trace: refused by a strict replay, lost by a lenient one.
@@ -87,9 +90,10 @@ impl Progress {
     ///
     /// [`ReplayError::Unfinished`] names the first record that was left out.
     pub fn finish(&self) -> Result<(), ReplayError> {
-        match self.shared.unused().next() {
+        let index = self.shared.first_unused.load(Ordering::Acquire);
+        match self.shared.records.get(index) {
             None => Ok(()),
-            Some((index, record)) => Err(ReplayError::Unfinished {
+            Some(record) => Err(ReplayError::Unfinished {
                 replayed: self.replayed(),
                 recorded: self.shared.records.len(),
                 number: index + 1,
@@ -150,8 +154,33 @@ pub enum ReplayError {
 
 /// The device behind all ports.
 struct Player {
-    lenient: bool,
+    /// Where a lenient replay finds its records; a strict one takes the next.
+    lenient: Option<Index>,
+    /// For each record, whether it has been played.
+    used: Vec<bool>,
     shared: Arc<Shared>,
+}
+
+/// The records that have not been played, by what they answer: finding one takes as long in a long trace as in a short
+/// one.
+struct Index {
+    unused: HashMap<Question, VecDeque<usize>>,
+    /// Of OUTS that ended early, by port, width and length: how many bytes they moved.
+    early: HashMap<(u16, Width, usize), BTreeSet<usize>>,
+    /// Has keys of its own: nobody writes a trace in which the data of all records have one hash.
+    hasher: RandomState,
+}
+
+/// What an access asks for.
+#[derive(PartialEq, Eq, Hash)]
+struct Question {
+    port: u16,
+    width: Width,
+    direction: Direction,
+    /// Bytes to be moved by INS or OUTS.
+    string: Option<usize>,
+    /// What is written: the value of OUT, the hash of the data of OUTS.
+    written: u64,
 }
 
 /// An access as it comes from the bus.
@@ -165,42 +194,94 @@ struct Got<'a> {
     data: &'a [u8],
 }
 
+impl Index {
+    fn new(records: &[Record]) -> Self {
+        let mut index = Self { unused: HashMap::new(), early: HashMap::new(), hasher: RandomState::new() };
+        for (at, record) in records.iter().enumerate() {
+            let Some(got) = Got::recorded(record) else { continue };
+            let moved = got.data.len();
+            index.unused.entry(index.question(&got, moved)).or_default().push_back(at);
+            if let (Direction::Out, Some(len)) = (got.access.direction, got.string)
+                && moved < len
+            {
+                index.early.entry((got.access.port, got.access.width, len)).or_default().insert(moved);
+            }
+        }
+        index
+    }
+
+    /// What `got` asks, of a record that moved so many bytes.
+    fn question(&self, got: &Got<'_>, moved: usize) -> Question {
+        let PortAccess { port, width, direction, .. } = got.access;
+        let written = match got.string {
+            Some(_) => self.hasher.hash_one(got.data.get(..moved)),
+            None => got.value.into(),
+        };
+        Question { port, width, direction, string: got.string, written }
+    }
+
+    /// The first record that answers `got`, and the question that it answers.
+    fn find(&self, got: &Got<'_>) -> Option<(usize, Question)> {
+        let all = got.data.len();
+        let early = self.early.get(&(got.access.port, got.access.width, all)).into_iter().flatten().copied();
+        let questions = early.chain([all]).map(|moved| self.question(got, moved));
+        let answered = questions.filter_map(|question| Some((*self.unused.get(&question)?.front()?, question)));
+        answered.min_by_key(|(at, _)| *at)
+    }
+
+    /// Takes the record out that [`Self::find`] has found.
+    fn take(&mut self, question: &Question) {
+        self.unused.get_mut(question).and_then(VecDeque::pop_front);
+    }
+}
+
 impl Player {
-    /// The record that answers `got`; `None` where a lenient replay finds nobody.
-    fn find(&self, got: &Got<'_>, gprs: &Gprs) -> Result<Option<&Record>, ReplayError> {
-        let fits = |&(_, record): &(usize, &Record)| match self.lenient {
-            true => got.is_access_of(record) && got.writes_as(record),
-            false => true,
+    /// The place of the record that answers `got`; `None` where a lenient replay finds nobody.
+    fn find(&mut self, got: &Got<'_>, gprs: &Gprs) -> Result<Option<usize>, ReplayError> {
+        let records = &self.shared.records;
+        let (at, question) = match &self.lenient {
+            Some(index) => match index.find(got) {
+                Some((at, question)) => (at, Some(question)),
+                None => return Ok(None),
+            },
+            None => (self.shared.first_unused.load(Ordering::Relaxed), None),
         };
-        let Some((index, record)) = self.shared.unused().find(fits) else {
-            return match self.lenient {
-                true => Ok(None),
-                false => {
-                    let recorded = self.shared.records.len();
-                    Err(ReplayError::Ended { recorded, got: got.describe() })
-                }
-            };
+        let Some(record) = records.get(at) else {
+            return Err(ReplayError::Ended { recorded: records.len(), got: got.describe() });
         };
-        if !self.lenient {
-            got.check(index + 1, record, gprs)?;
+        if self.lenient.is_none() {
+            got.check(at + 1, record, gprs)?;
         }
         if got.string.is_none() && got.access.direction == Direction::In && got.access.width.bytes() == 4 {
             let rax = record.after.rax;
             if record.error.is_none() && rax > u32::MAX.into() {
-                return Err(ReplayError::WideInput { number: index + 1, rax });
+                return Err(ReplayError::WideInput { number: at + 1, rax });
             }
         }
-        self.shared.used[index].store(true, Ordering::Relaxed);
-        Ok(Some(record))
+        if let (Some(index), Some(question)) = (&mut self.lenient, question) {
+            index.take(&question);
+        }
+        self.used[at] = true;
+        self.shared.replayed.fetch_add(1, Ordering::Relaxed);
+        self.pass_over_used();
+        Ok(Some(at))
+    }
+
+    /// Moves on to the first record that has not been played.
+    fn pass_over_used(&self) {
+        let first = self.shared.first_unused.load(Ordering::Relaxed);
+        let passed = self.used[first..].iter().take_while(|used| **used).count();
+        // Whoever sees that all have been played sees how many that are.
+        self.shared.first_unused.store(first + passed, Ordering::Release);
     }
 
     /// Finds the record, counts what was not found, and sets the registers.
-    fn play(&self, got: &Got<'_>, gprs: &mut Gprs) -> Result<Option<&Record>, DeviceError> {
-        let record = self.find(got, gprs);
-        if matches!(record, Err(_) | Ok(None)) {
+    fn play(&mut self, got: &Got<'_>, gprs: &mut Gprs) -> Result<Option<&Record>, DeviceError> {
+        let found = self.find(got, gprs);
+        if matches!(found, Err(_) | Ok(None)) {
             self.shared.unexpected.fetch_add(1, Ordering::Relaxed);
         }
-        let Some(record) = record? else {
+        let Some(record) = found?.and_then(|at| self.shared.records.get(at)) else {
             return Ok(None);
         };
         if record.error.is_none() {
@@ -294,6 +375,23 @@ impl Record {
             None => Ok(()),
             Some(error) => Err(StringError { done: self.data.len(), source: error.to_device_error() }),
         }
+    }
+}
+
+impl<'r> Got<'r> {
+    /// What asks for this record again; `None` where that is no access, or none that can be made.
+    fn recorded(record: &'r Record) -> Option<Self> {
+        let access = PortAccess::of(record.insn, &record.before);
+        let string = match record.requested() {
+            None => None,
+            Some(0) => return None,
+            Some(len) => Some(usize::try_from(len).ok()?),
+        };
+        let (value, data) = match access.direction {
+            Direction::In => (0, &[][..]),
+            Direction::Out => (record.before.rax as u32 & access.width.mask(), &record.data[..]),
+        };
+        Some(Self { access, value, string, data })
     }
 }
 
