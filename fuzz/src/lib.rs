@@ -91,6 +91,7 @@ pub struct Options {
     return_thunk: Option<Address>,
     quirks: u8,
     ring_3: bool,
+    scrub: bool,
 }
 
 /// Where the host keeps the registers.
@@ -121,6 +122,7 @@ impl Options {
             .endbr64(self.endbr64)
             .return_thunk(self.return_thunk.as_ref().map(|thunk| thunk.from(base)))
             .int3(self.int3)
+            .scrub(self.scrub)
             .ring(if self.ring_3 { Ring::Three } else { Ring::Zero })
             .quirks(&quirks[..count.min(quirks.len())])
     }
