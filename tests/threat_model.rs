@@ -23,7 +23,8 @@ fn items(title: &str) -> Vec<String> {
 /// The parts of a text in parentheses that are nothing but code: names of tests.
 fn names(sentence: &str) -> Vec<&str> {
     let parentheses = sentence.split('(').skip(1).filter_map(|rest| rest.split_once(')')).map(|(inside, _)| inside);
-    let only_code = parentheses.filter(|inside| inside.split(", ").all(|name| name.starts_with('`') && name.ends_with('`')));
+    let only_code =
+        parentheses.filter(|inside| inside.split(", ").all(|name| name.starts_with('`') && name.ends_with('`')));
     only_code.flat_map(|inside| inside.split(", ")).map(|name| name.trim_matches('`')).collect()
 }
 
