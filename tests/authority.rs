@@ -184,7 +184,7 @@ fn nothing_safe_widens_what_was_vouched_for() {
                         for access in caught() {
                             faulted += 1;
                             let vouched = (0x80..=0x81).contains(&(access.gprs.rdx as u16));
-                            let dx = matches!(access.code[..2], [0xec | 0xed | 0xee | 0xef, _] | [0x66, 0xed | 0xef]);
+                            let dx = matches!(access.code[..2], [0xec..=0xef, _] | [0x66, 0xed | 0xef]);
                             assert!(
                                 vouched && dx,
                                 "{first}, {second}, {third}: {insn} at {port:#x}: {:x?}",
