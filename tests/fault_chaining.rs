@@ -5,13 +5,11 @@
 mod common;
 
 use std::ffi::{c_int, c_void};
-use std::os::unix::process::ExitStatusExt;
-use std::process::Output;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use std::{mem, process, ptr};
 
-use common::child;
+use common::child::{self, exits_with, killed_by};
 use ioemul::{
     CodeSink, Gprs, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable, Trigger, Width,
     fault,
@@ -284,19 +282,6 @@ fn scenario() {
         other => panic!("no such scenario: {other}"),
     }
     process::exit(99);
-}
-
-#[track_caller]
-fn killed_by(signal: c_int, scenario: &str) -> Output {
-    let output = child::run(scenario);
-    assert_eq!(output.status.signal(), Some(signal), "{scenario}: {output:?}");
-    output
-}
-
-#[track_caller]
-fn exits_with(code: c_int, scenario: &str) {
-    let output = child::run(scenario);
-    assert_eq!(output.status.code(), Some(code), "{scenario}: {output:?}");
 }
 
 #[test]

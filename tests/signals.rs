@@ -5,13 +5,12 @@
 mod common;
 
 use std::ffi::{CStr, CString, c_int, c_void};
-use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use std::{mem, process, ptr, thread};
 
-use common::child;
+use common::child::{self, exits_with, killed_by};
 use ioemul::fault::{self, HandlerError};
 use ioemul::{
     BuildError, CodeSink, Gprs, IoEmulator, IoInsn, PortSet, Quirk, QuirkTable, StubLayout, StubTable, Trigger, Width,
@@ -420,19 +419,6 @@ fn plugin() -> String {
         (message["target"]["name"] == "plugin").then(|| file.to_owned())
     };
     messages.lines().find_map(file).expect("cargo names the file")
-}
-
-#[track_caller]
-fn killed_by(signal: c_int, scenario: &str) -> process::Output {
-    let output = child::run(scenario);
-    assert_eq!(output.status.signal(), Some(signal), "{scenario}: {output:?}");
-    output
-}
-
-#[track_caller]
-fn exits_with(code: c_int, scenario: &str) {
-    let output = child::run(scenario);
-    assert_eq!(output.status.code(), Some(code), "{scenario}: {output:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Scenarios that change or end the process: run in one of their own, this test binary started again.
 
+use std::ffi::c_int;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, thread};
@@ -17,6 +19,23 @@ pub fn run(scenario: &str) -> Output {
     }
     let _ = child.kill(); // one that hangs; for any other it is too late
     child.wait_with_output().unwrap()
+}
+
+/// Runs `scenario`, which a signal is to end.
+#[track_caller]
+pub fn killed_by(signal: c_int, scenario: &str) -> Output {
+    let output = run(scenario);
+    assert_eq!(output.status.signal(), Some(signal), "{scenario}: {output:?}");
+    output
+}
+
+/// Runs `scenario`, which is to end with this code, and repeats what it has printed.
+#[track_caller]
+pub fn exits_with(code: c_int, scenario: &str) {
+    let output = run(scenario);
+    assert_eq!(output.status.code(), Some(code), "{scenario}: {output:?}");
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// For how long tests run that could run for ever: IOEMUL_TEST_SECONDS, 2 unless told otherwise.
