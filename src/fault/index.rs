@@ -11,7 +11,7 @@ use super::FaultMap;
 ///
 /// There are two. Writers fill the one that is not [`CURRENT`] and then make it so; `generation` is odd meanwhile. So a
 /// handler that interrupts a writer finds the other one whole. A copy is never freed, since a handler may be reading it
-/// at any time, but used again until it is too small.
+/// at any time, but used again until it is too small; the next one is twice as large.
 struct Copy {
     generation: AtomicUsize,
     len: AtomicUsize,
@@ -28,10 +28,12 @@ struct Entry {
 /// What handlers read.
 static CURRENT: AtomicPtr<Copy> = AtomicPtr::new(ptr::null_mut());
 
-/// What writers know: all tables, and the copy that is not [`CURRENT`].
+/// What writers know: all tables, and the copies that are not [`CURRENT`].
 struct Index {
     tables: Vec<Table>,
     spare: Option<&'static Copy>,
+    /// Too small for use, and still in memory.
+    outgrown: Vec<&'static Copy>,
 }
 
 struct Table {
@@ -43,7 +45,7 @@ struct Table {
 // SAFETY: the pointer is passed on, never followed.
 unsafe impl Send for Table {}
 
-static INDEX: Mutex<Index> = Mutex::new(Index { tables: Vec::new(), spare: None });
+static INDEX: Mutex<Index> = Mutex::new(Index { tables: Vec::new(), spare: None, outgrown: Vec::new() });
 
 fn index() -> MutexGuard<'static, Index> {
     INDEX.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -84,8 +86,13 @@ impl Drop for Registration {
 impl Index {
     fn publish(&mut self) {
         let count = self.tables.len();
-        let large_enough = self.spare.take().filter(|copy| copy.entries.len() >= count);
-        let copy = large_enough.unwrap_or_else(|| Copy::leaked((2 * count).max(16)));
+        let copy = match self.spare.take() {
+            Some(copy) if copy.entries.len() >= count => copy,
+            too_small => {
+                self.outgrown.extend(too_small);
+                Copy::leaked((2 * count).max(16))
+            }
+        };
         copy.fill(&self.tables);
         let before = CURRENT.swap(ptr::from_ref(copy).cast_mut(), Ordering::AcqRel);
         // SAFETY: null, or a copy, which is never freed.
