@@ -227,7 +227,8 @@ fn scenario() {
         }
         other => panic!("no such scenario: {other}"),
     }
-    process::exit(0);
+    // SAFETY: ends the process at once: a leak checker, for one, would want /proc first.
+    unsafe { libc::_exit(0) };
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl Index {
             Some(copy) if copy.entries.len() >= count => copy,
             too_small => {
                 self.outgrown.extend(too_small);
-                Copy::leaked((2 * count).max(16))
+                Box::leak(Box::new(Copy::new((2 * count).max(16))))
             }
         };
         copy.fill(&self.tables);
@@ -101,9 +101,9 @@ impl Index {
 }
 
 impl Copy {
-    fn leaked(capacity: usize) -> &'static Self {
+    fn new(capacity: usize) -> Self {
         let entries = core::iter::repeat_with(Entry::default).take(capacity).collect();
-        Box::leak(Box::new(Self { generation: AtomicUsize::new(0), len: AtomicUsize::new(0), entries }))
+        Self { generation: AtomicUsize::new(0), len: AtomicUsize::new(0), entries }
     }
 
     fn fill(&self, tables: &[Table]) {
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_address_finds_its_table_or_none() {
-        let copy = Copy::leaked(8);
+        let copy = Copy::new(8);
         assert_eq!(copy.find(0x1000), None);
         copy.fill(&tables(&[(0x1000, 0x2000), (0x2000, 0x2800), (0x5000, 0x6000)]));
         for (rip, start) in [

@@ -105,6 +105,13 @@ const SLOW: &[&str] = &["aliases", "slots"];
 const ASAN: Plan = &[
     ("disassembly", Scope::Nothing("takes minutes, in iced-x86 alone")),
     ("kernel_manners", Scope::Nothing("builds and inspects a program of its own, without the sanitizer")),
+    (
+        "signals",
+        Scope::AllBut(&[(
+            "a_plugin_that_is_closed_leaves_no_handler_in_unmapped_memory",
+            "builds and loads a shared object of its own, without the sanitizer",
+        )]),
+    ),
 ];
 
 const NOT_IN_VALGRIND: &str =
