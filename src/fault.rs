@@ -18,7 +18,8 @@
 //! is then passed what is not a stub's), or builds its tables [without
 //! recovery](crate::StubTableBuilder::fault_recovery) and calls [`recover`].
 //!
-//! - It runs with all signals blocked: nothing else comes to lie on the stack that it runs on.
+//! - It runs with all signals blocked (but two that the C library keeps to itself): nothing else comes to lie on the stack
+//!   that it runs on.
 //! - The handler of before is called as the kernel would have called it: with its mask, once if it asked for
 //!   SA_RESETHAND, and on its stack. That is why this one runs on the alternate signal stack if the one of before did
 //!   (or if there was none), and else on the stack of the interrupted thread.

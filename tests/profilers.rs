@@ -8,10 +8,10 @@ mod common;
 use std::ffi::c_int;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
-use std::{mem, process, ptr, thread};
+use std::time::{Duration, Instant};
+use std::{process, thread};
 
-use common::{Rng, child};
+use common::{Rng, child, timer};
 use ioemul::{Gprs, IoInsn, StubLayout, StubTable, Width};
 
 /// Runs stubs that fault in two threads for a while; how many did.
@@ -45,30 +45,13 @@ extern "C" fn hungry(_: c_int) {
     SIGNALS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Sends SIGPROF to the process twenty thousand times a second, for which the tick of a profiling timer is too coarse.
-fn storm() {
-    // SAFETY: a handler of that signature, and structures that are valid when they are all zero.
-    unsafe {
-        let mut action: libc::sigaction = mem::zeroed();
-        action.sa_sigaction = hungry as *const () as usize;
-        action.sa_flags = libc::SA_RESTART;
-        assert_eq!(libc::sigaction(libc::SIGPROF, &action, ptr::null_mut()), 0);
-        let (mut event, mut timer): (libc::sigevent, libc::timer_t) = (mem::zeroed(), mem::zeroed());
-        (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, libc::SIGPROF);
-        assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer), 0);
-        let period = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
-        let times = libc::itimerspec { it_interval: period, it_value: period };
-        assert_eq!(libc::timer_settime(timer, 0, &times, ptr::null_mut()), 0);
-    }
-}
-
 #[test]
 #[ignore = "a process of its own, started by the other tests"]
 fn scenario() {
     let Some(scenario) = child::requested() else { return };
     let (faults, samples) = match scenario.as_str() {
         "storm" => {
-            storm();
+            timer::send_every(Duration::from_micros(50), libc::SIGPROF, hungry);
             (faults(), SIGNALS.load(Ordering::Relaxed))
         }
         "pprof" => {

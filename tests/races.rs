@@ -9,10 +9,10 @@ mod common;
 use std::ffi::c_int;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
-use std::{mem, process, ptr, thread};
+use std::time::{Duration, Instant};
+use std::{process, thread};
 
-use common::{Rng, child, forms};
+use common::{Rng, child, forms, timer};
 use ioemul::{
     Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, QuirkTable, SoftwareBus, StubLayout, StubTable,
     Width,
@@ -60,22 +60,6 @@ extern "C" fn alarm(_: c_int) {
             unsafe { libc::_exit(3) };
         }
         add(&COUNTS.faults_in_handlers, 1);
-    }
-}
-
-/// Sends SIGALRM to the process five thousand times a second: any thread gets it, at any instruction.
-fn start_alarms() {
-    // SAFETY: a handler of that signature, and structures that are valid when they are all zero.
-    unsafe {
-        let mut action: libc::sigaction = mem::zeroed();
-        (action.sa_sigaction, action.sa_flags) = (alarm as *const () as usize, libc::SA_RESTART);
-        assert_eq!(libc::sigaction(libc::SIGALRM, &action, ptr::null_mut()), 0);
-        let (mut event, mut timer): (libc::sigevent, libc::timer_t) = (mem::zeroed(), mem::zeroed());
-        (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, libc::SIGALRM);
-        assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer), 0);
-        let period = libc::timespec { tv_sec: 0, tv_nsec: 200_000 };
-        let times = libc::itimerspec { it_interval: period, it_value: period };
-        assert_eq!(libc::timer_settime(timer, 0, &times, ptr::null_mut()), 0);
     }
 }
 
@@ -177,7 +161,7 @@ fn scenario() {
     let Some(_) = child::requested() else { return };
     let end = Instant::now() + child::duration();
     TABLES.get_or_init(|| StubLayout::ALL.iter().map(|&layout| StubTable::new(layout).unwrap()).collect());
-    start_alarms();
+    timer::send_every(Duration::from_micros(200), libc::SIGALRM, alarm);
     thread::scope(|scope| {
         (0..8).for_each(|seed| drop(scope.spawn(move || faults(end, seed))));
         scope.spawn(move || tables(end));

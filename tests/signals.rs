@@ -230,6 +230,17 @@ fn scenario() {
             block(libc::SIGSEGV);
             refused(&table);
         }
+        // Shown a signal that was sent, Rust's own handler sets the default action and returns.
+        "a handler that gives the signal away" => {
+            let table = table();
+            // SAFETY: sends a signal to this thread.
+            assert_eq!(unsafe { libc::raise(libc::SIGSEGV) }, 0);
+            assert!(!fault::is_installed() && installed(libc::SIGSEGV).sa_sigaction == libc::SIG_DFL);
+            let _another = self::table();
+            assert!(fault::is_installed() && refused(&table));
+            // SAFETY: as above. Nobody is left who would pass it on.
+            unsafe { libc::raise(libc::SIGSEGV) };
+        }
         "machine check" => {
             for (signal, si_code) in [(libc::SIGBUS, 4), (libc::SIGBUS, 5), (libc::SIGSEGV, libc::SI_USER)] {
                 install(signal, &action(handler_of(count), 0, &[]));
@@ -466,6 +477,11 @@ fn a_displaced_handler_is_put_back() {
     exits_with(50 + 2, "displaced");
     exits_with(0, "displaced, and a table that is shared");
     exits_with(0, "displaced too often");
+}
+
+#[test]
+fn the_next_table_recovers_where_the_signal_was_given_away() {
+    killed_by(libc::SIGSEGV, "a handler that gives the signal away");
 }
 
 #[test]

@@ -2,11 +2,9 @@
 //! are in it, near it, and of other code: of other options, of another form, for another place.
 #![no_main]
 
-use std::sync::LazyLock;
-
 use arbitrary::Arbitrary;
 use ioemul::{CodeTable, Helpers, IoInsn, Symbol, SymbolName, emit_stub, stub_fixup};
-use ioemul_fuzz::{Address, Options, emitted, is_in_io};
+use ioemul_fuzz::{Address, Options, emitted, form, is_in_io};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -22,12 +20,9 @@ struct Input {
     rips: [Address; 4],
 }
 
-static FORMS: LazyLock<Vec<IoInsn>> = LazyLock::new(|| IoInsn::all().collect());
-
 fuzz_target!(|input: Input| if input.table { table(&input) } else { stub(&input) });
 
 fn stub(input: &Input) {
-    let form = |index: u16| FORMS[usize::from(index) % FORMS.len()];
     let (insn, other_insn) = (form(input.form), form(input.other_form));
     let mut memory = [0; 4096];
     let va = input.va.from(input.helpers_va);

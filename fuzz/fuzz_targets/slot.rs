@@ -2,11 +2,9 @@
 //! error leaves the memory as it was.
 #![no_main]
 
-use std::sync::LazyLock;
-
 use arbitrary::Arbitrary;
-use ioemul::{Helpers, IoInsn, emit_stub, stub_fixup};
-use ioemul_fuzz::{Address, Options, emitted};
+use ioemul::{Helpers, emit_stub, stub_fixup};
+use ioemul_fuzz::{Address, Options, emitted, form};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -19,10 +17,8 @@ struct Input {
     rip: u64,
 }
 
-static FORMS: LazyLock<Vec<IoInsn>> = LazyLock::new(|| IoInsn::all().collect());
-
 fuzz_target!(|input: Input| {
-    let insn = FORMS[usize::from(input.form) % FORMS.len()];
+    let insn = form(input.form);
     let options = input.options.at(input.helpers_va);
     // A quirk's stub stands before the plain one, which is up to 300 bytes long, and so would be its own.
     let mut memory = [0; 4096];

@@ -1,5 +1,7 @@
 //! What the fuzz targets share: input read as a script, and code emitted with any options.
 
+use std::sync::LazyLock;
+
 use arbitrary::Arbitrary;
 use ioemul::{EmitError, EmitOptions, IoInsn, Quirk, RegisterFile, Ring, StubLayout};
 
@@ -59,6 +61,12 @@ impl<'a> Script<'a> {
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[usize::from(self.u8()) % choices.len()]
     }
+}
+
+/// A form by any number.
+pub fn form(index: u16) -> IoInsn {
+    static FORMS: LazyLock<Vec<IoInsn>> = LazyLock::new(|| IoInsn::all().collect());
+    FORMS[usize::from(index) % FORMS.len()]
 }
 
 /// Anywhere, or near the helpers and the edges of what a near branch reaches.

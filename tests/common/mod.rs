@@ -8,6 +8,8 @@ pub mod child;
 pub mod files;
 pub mod host;
 pub mod slots;
+#[cfg(target_os = "linux")]
+pub mod timer;
 pub mod walk;
 
 use iced_x86::Code;
