@@ -227,6 +227,7 @@ fn scenario() {
         }
         "blocked" => {
             let table = table();
+            eprintln!("recovered");
             block(libc::SIGSEGV);
             refused(&table);
         }
@@ -462,7 +463,8 @@ fn a_handler_that_wants_one_signal_gets_one() {
 
 #[test]
 fn a_blocked_signal_ends_the_process() {
-    killed_by(libc::SIGSEGV, "blocked");
+    let output = killed_by(libc::SIGSEGV, "blocked");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("recovered"), "not before: {output:?}");
 }
 
 #[test]
