@@ -68,11 +68,14 @@ struct Previous {
 struct Installed {
     /// How many levels are in use, for each signal.
     levels: [usize; SIGNALS.len()],
+    /// All that [`PREVIOUS`] has pointed to: a leak checker finds them here.
+    replaced: Vec<&'static Previous>,
     /// The shared object that the handler is in must not be unmapped meanwhile.
     pin: Option<Pin>,
 }
 
-static INSTALLED: Mutex<Installed> = Mutex::new(Installed { levels: [0; SIGNALS.len()], pin: None });
+static INSTALLED: Mutex<Installed> =
+    Mutex::new(Installed { levels: [0; SIGNALS.len()], replaced: Vec::new(), pin: None });
 
 /// Why the fault handler is not where it should be.
 #[derive(Debug, thiserror::Error)]
@@ -117,19 +120,19 @@ pub fn install() -> Result<(), HandlerError> {
     if installed.levels == [0; SIGNALS.len()] {
         installed.pin = Pin::new(HANDLERS[0] as *const c_void);
     }
-    SIGNALS.into_iter().try_for_each(|signal| install_for(signal, &mut installed.levels[signal.0]))
+    SIGNALS.into_iter().try_for_each(|signal| install_for(signal, &mut installed))
 }
 
-fn install_for(signal: Signal, levels: &mut usize) -> Result<(), HandlerError> {
+fn install_for(signal: Signal, installed: &mut Installed) -> Result<(), HandlerError> {
     let found = action(signal)?;
     if level_of(&found).is_some() {
         return Ok(());
     }
-    let level = *levels;
+    let level = installed.levels[signal.0];
     if level == LEVELS {
         return Err(HandlerError::Displaced { signal: signal.name() });
     }
-    replaced(signal, level, found);
+    installed.has_replaced(signal, level, found);
     // SAFETY: all-zero is a valid sigaction; sigfillset completes it.
     let mut ours = unsafe {
         let mut action: libc::sigaction = zeroed();
@@ -145,9 +148,9 @@ fn install_for(signal: Signal, levels: &mut usize) -> Result<(), HandlerError> {
             _ => found.sa_flags & (libc::SA_ONSTACK | libc::SA_RESTART),
         };
     let found = exchange(signal, &ours)?;
-    *levels += 1;
+    installed.levels[signal.0] += 1;
     // Whoever was installed in between is the one that was really replaced.
-    replaced(signal, level, found);
+    installed.has_replaced(signal, level, found);
     Ok(())
 }
 
@@ -220,17 +223,20 @@ fn previous(signal: Signal, level: usize) -> Option<&'static Previous> {
     unsafe { PREVIOUS.get(signal.0)?.get(level)?.load(Ordering::Acquire).as_ref() }
 }
 
-/// Writes down whom a level has replaced.
-fn replaced(signal: Signal, level: usize, action: libc::sigaction) {
-    let same = |previous: &Previous| {
-        let other = &previous.action;
-        (other.sa_sigaction, other.sa_flags) == (action.sa_sigaction, action.sa_flags)
-            && kernel_mask(&other.sa_mask) == kernel_mask(&action.sa_mask)
-            && !previous.spent.load(Ordering::Relaxed)
-    };
-    if !previous(signal, level).is_some_and(same) {
-        let previous = Box::new(Previous { action, spent: AtomicBool::new(false) });
-        PREVIOUS[signal.0][level].store(Box::into_raw(previous), Ordering::Release);
+impl Installed {
+    /// Writes down whom a level has replaced.
+    fn has_replaced(&mut self, signal: Signal, level: usize, action: libc::sigaction) {
+        let same = |previous: &Previous| {
+            let other = &previous.action;
+            (other.sa_sigaction, other.sa_flags) == (action.sa_sigaction, action.sa_flags)
+                && kernel_mask(&other.sa_mask) == kernel_mask(&action.sa_mask)
+                && !previous.spent.load(Ordering::Relaxed)
+        };
+        if !previous(signal, level).is_some_and(same) {
+            let previous: &Previous = Box::leak(Box::new(Previous { action, spent: AtomicBool::new(false) }));
+            PREVIOUS[signal.0][level].store(ptr::from_ref(previous).cast_mut(), Ordering::Release);
+            self.replaced.push(previous);
+        }
     }
 }
 
