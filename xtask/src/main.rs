@@ -2,6 +2,7 @@
 
 mod hw;
 mod sanitize;
+mod vectors;
 
 use clap::{Parser, Subcommand};
 
@@ -18,11 +19,15 @@ enum Chore {
     Hw(hw::Options),
     /// Run the tests under AddressSanitizer, valgrind and Miri
     Sanitize(sanitize::Options),
+    /// The test vectors for all implementations of port I/O: see vectors/README.md
+    #[command(subcommand)]
+    Vectors(vectors::Task),
 }
 
 fn main() -> anyhow::Result<std::process::ExitCode> {
     match Arguments::parse().chore {
         Chore::Hw(options) => hw::run(&options),
         Chore::Sanitize(options) => sanitize::run(&options),
+        Chore::Vectors(task) => vectors::run(&task),
     }
 }
