@@ -7,6 +7,7 @@
 
 use core::ops::RangeInclusive;
 
+use crate::insn::Steps;
 use crate::{AttachError, Direction, Error, Gprs, IoFault, IoInsn, PortAccess, Quirk, Step, Width};
 
 pub(crate) mod call;
@@ -45,6 +46,9 @@ use device::{read_elements, write_elements};
 pub struct SoftwareBus {
     /// In the order of their ports; no two overlap.
     claims: Vec<Claim>,
+    /// The elements of INS and OUTS that go downwards, in the order in which a device sees them. Kept, so that not every
+    /// such instruction allocates.
+    downwards: Vec<u8>,
 }
 
 struct Claim {
@@ -215,25 +219,60 @@ impl SoftwareBus {
         if len == 0 {
             return (0, Ok(())); // no access, whatever the instruction
         }
-        let (width, rflags) = (insn.width, gprs.rflags);
-        let result = match memory {
-            Memory::In(data) => match self.device(access.port, access.width) {
-                Some(device) => device.try_read_string(access, data, gprs),
-                None => read_elements(width, data, || self.access_bytes(access, 0, gprs)),
-            },
-            Memory::Out(data) => match self.device(access.port, access.width) {
-                Some(device) => device.try_write_string(access, data, gprs),
-                None => write_elements(width, data, |value| self.access_bytes(access, value, gprs)),
-            },
+        let (width, rflags) = (usize::from(insn.width.bytes()), gprs.rflags);
+        let result = if len > width && Steps::of(insn, gprs).is_some_and(|steps| steps.downwards()) {
+            self.transfer_downwards(access, memory, gprs)
+        } else {
+            self.transfer(access, memory, gprs)
         };
         gprs.rflags = of_the_device(rflags, gprs.rflags);
         match result {
             Ok(()) => (len, Ok(())),
             Err(StringError { done, source }) => {
                 let done = done.min(len);
-                (done - done % usize::from(width.bytes()), Err(refused(access, source)))
+                (done - done % width, Err(refused(access, source)))
             }
         }
+    }
+
+    /// Moves the elements of `memory` from its start to its end.
+    fn transfer(&mut self, access: PortAccess, memory: &mut Memory<'_>, gprs: &mut Gprs) -> Result<(), StringError> {
+        match memory {
+            Memory::In(data) => match self.device(access.port, access.width) {
+                Some(device) => device.try_read_string(access, data, gprs),
+                None => read_elements(access, data, gprs, |gprs| self.access_bytes(access, 0, gprs)),
+            },
+            Memory::Out(data) => match self.device(access.port, access.width) {
+                Some(device) => device.try_write_string(access, data, gprs),
+                None => write_elements(access, data, gprs, |value, gprs| self.access_bytes(access, value, gprs)),
+            },
+        }
+    }
+
+    /// Moves the elements of `memory` from its end to its start: as a copy in which they are the other way round. (A
+    /// device that panics has changed the copy only.)
+    fn transfer_downwards(
+        &mut self,
+        access: PortAccess,
+        memory: &mut Memory<'_>,
+        gprs: &mut Gprs,
+    ) -> Result<(), StringError> {
+        let width = usize::from(access.width.bytes());
+        let mut copy = core::mem::take(&mut self.downwards);
+        copy.clear();
+        copy.reserve(memory.as_slice().len());
+        copy.extend(memory.as_slice().chunks_exact(width).rev().flatten());
+        let result = match memory {
+            Memory::In(data) => {
+                let result = self.transfer(access, &mut Memory::In(&mut copy), gprs);
+                let elements = data.chunks_exact_mut(width).rev().zip(copy.chunks_exact(width));
+                elements.for_each(|(to, from)| to.copy_from_slice(from));
+                result
+            }
+            Memory::Out(_) => self.transfer(access, &mut Memory::Out(&copy), gprs),
+        };
+        self.downwards = copy;
+        result
     }
 }
 

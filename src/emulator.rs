@@ -13,8 +13,8 @@ use crate::bus::{call, undone_unless};
 use crate::error::BuildError;
 use crate::events::{self, Attempt, Events, NoEvents};
 use crate::{
-    Error, Gprs, IoInsn, PortAccess, PortPermissions, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout, StubTable,
-    Width,
+    CodeSize, Error, Gprs, IoInsn, PortAccess, PortPermissions, PortSet, Quirk, QuirkTable, SoftwareBus, StubLayout,
+    StubTable, Width,
 };
 
 mod string_io;
@@ -150,8 +150,8 @@ impl<E: Events> IoEmulator<E> {
         }
     }
 
-    /// Decodes the instruction at the start of `code`, 64-bit code, and executes it. Returns its length, by which to
-    /// advance the guest's RIP.
+    /// Decodes the instruction at the start of `code`, **64-bit code**, and executes it: [`Self::emulate_in`] with
+    /// [`CodeSize::Bits64`]. Returns its length, by which to advance the guest's RIP.
     ///
     /// # Errors
     ///
@@ -161,12 +161,52 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// As [`Self::execute`].
     pub fn emulate(&mut self, code: &[u8], gprs: &mut Gprs) -> Result<usize, Error> {
-        let (insn, len) = IoInsn::decode(code)?;
+        self.emulate_in(CodeSize::Bits64, code, gprs)
+    }
+
+    /// Decodes the instruction at the start of `code`, of a guest in any mode, and executes it. Returns its length, by
+    /// which to advance the guest's RIP, EIP or IP (which wraps within its own size).
+    ///
+    /// The register file is the same in every mode, and so is what an access does to it: an IN of 32 bits clears the upper
+    /// half of RAX, others leave it. Outside 64-bit mode no program sees the upper halves, and the architecture does not keep
+    /// them (SDM vol. 1, 3.4.1.1); a device sees what is there. R8 to R15 are loaded and stored like all others.
+    ///
+    /// ```
+    /// use ioemul::{CodeSize, Gprs, IoEmulator, PortSet, SoftwareBus};
+    /// let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(SoftwareBus::new()).build()?;
+    /// let mut gprs = Gprs { rdx: 0x1f0, ..Gprs::default() };
+    /// emulator.emulate_in(CodeSize::Bits16, &[0xed], &mut gprs)?; // in ax, dx
+    /// assert_eq!(gprs.rax, 0xffff);
+    /// emulator.emulate_in(CodeSize::Bits32, &[0xed], &mut gprs)?; // in eax, dx
+    /// assert_eq!(gprs.rax, 0xffff_ffff);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`], or as [`Self::execute`]; `gprs` is then as it was.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::execute`].
+    pub fn emulate_in(&mut self, size: CodeSize, code: &[u8], gprs: &mut Gprs) -> Result<usize, Error> {
+        let (insn, len) = IoInsn::decode_in(size, code)?;
         self.execute(insn, gprs)?;
         Ok(len)
     }
 
     /// What an IN of this width from `port` answers, all other registers being 0.
+    ///
+    /// ```
+    /// use ioemul::devices::Cmos;
+    /// use ioemul::{IoEmulator, PortSet, SoftwareBus, Width};
+    /// let mut bus = SoftwareBus::new();
+    /// bus.attach(0x70..=0x71, Cmos::new([0x42; 128]))?;
+    /// let mut emulator = IoEmulator::builder().ports(PortSet::from(0x70..=0x71)).bus(bus).build()?;
+    /// emulator.port_out(0x70, Width::Byte, 0x10)?;
+    /// assert_eq!(emulator.port_in(0x71, Width::Byte)?, 0x42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -183,6 +223,14 @@ impl<E: Events> IoEmulator<E> {
     }
 
     /// Writes `value` (as much of it as the width takes) to `port`, all other registers being 0.
+    ///
+    /// ```
+    /// use ioemul::{IoEmulator, PortSet, SoftwareBus, Width};
+    /// let mut emulator = IoEmulator::builder().ports(PortSet::from(0x80..=0x80)).bus(SoftwareBus::new()).build()?;
+    /// emulator.port_out(0x80, Width::Byte, 0x5a)?;
+    /// assert!(emulator.port_out(0x80, Width::Word, 0x5a).is_err()); // port 0x81 is not permitted
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

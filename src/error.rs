@@ -66,6 +66,11 @@ pub enum Error {
         source: DeviceError,
     },
 
+    /// What is said of a KVM exit does not fit together. No access was made.
+    #[cfg(all(feature = "kvm", target_os = "linux"))]
+    #[error("the KVM exit cannot be served: {0}")]
+    KvmExit(#[from] crate::kvm::ExitError),
+
     /// A quirk would have to touch a port that the emulator may not touch. No access was made.
     #[error(
         "{} is not permitted, and the quirk {quirk:?}, which stands for the instruction, makes it: permit it, or build the \

@@ -123,32 +123,62 @@ pub struct NoEvents;
 
 impl Events for NoEvents {}
 
+/// Passes every event on to another listener.
+macro_rules! pass_on {
+    ($self:ident => $listener:expr) => {
+        fn before(&mut $self, attempt: &Attempt<'_>) {
+            $listener.before(attempt);
+        }
+
+        fn after(&mut $self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
+            $listener.after(attempt, outcome);
+        }
+
+        fn denied(&mut $self, attempt: &Attempt<'_>) {
+            $listener.denied(attempt);
+        }
+
+        fn faulted(&mut $self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
+            $listener.faulted(attempt, outcome, fault);
+        }
+
+        fn refused(&mut $self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
+            $listener.refused(attempt, outcome, why);
+        }
+    };
+}
+
 /// A listener lent to an emulator.
 impl<E: Events + ?Sized> Events for &mut E {
     const TIMED: bool = E::TIMED;
+    pass_on!(self => (**self));
+}
 
-    fn before(&mut self, attempt: &Attempt<'_>) {
-        (**self).before(attempt);
-    }
-
-    fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
-        (**self).after(attempt, outcome);
-    }
-
-    fn denied(&mut self, attempt: &Attempt<'_>) {
-        (**self).denied(attempt);
-    }
-
-    fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
-        (**self).faulted(attempt, outcome, fault);
-    }
-
-    fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
-        (**self).refused(attempt, outcome, why);
-    }
+/// A listener of any size.
+impl<E: Events + ?Sized> Events for Box<E> {
+    const TIMED: bool = E::TIMED;
+    pass_on!(self => (**self));
 }
 
 /// A listener that may not be there: whether it is, is asked at each event.
+///
+/// ```
+/// use ioemul::events::{Attempt, Events};
+/// use ioemul::{IoEmulator, SoftwareBus, Width};
+///
+/// struct Complaints;
+/// impl Events for Complaints {
+///     fn denied(&mut self, attempt: &Attempt<'_>) {
+///         eprintln!("{} of port {:#x}", attempt.insn, attempt.port);
+///     }
+/// }
+///
+/// let verbose = std::env::args().any(|argument| argument == "--verbose");
+/// let listener = verbose.then_some(Complaints);
+/// let mut emulator = IoEmulator::builder().bus(SoftwareBus::new()).events(listener).build()?;
+/// emulator.port_in(0x60, Width::Byte).unwrap_err();
+/// # Ok::<(), ioemul::BuildError>(())
+/// ```
 impl<E: Events> Events for Option<E> {
     const TIMED: bool = E::TIMED;
 
@@ -202,6 +232,102 @@ impl<A: Events, B: Events> Events for (A, B) {
         self.1.refused(attempt, outcome, why);
     }
 }
+
+/// Any listener, for a program that decides while it runs who listens: `Box<dyn DynEvents>`, `&mut dyn DynEvents`, and
+/// both with `Send`, are listeners. Every type that implements [`Events`] is one; there is nothing to implement.
+///
+/// The clock is read at each access, whoever listens behind it; a listener that did not ask for the time is not told.
+///
+/// ```
+/// use ioemul::events::{Attempt, DynEvents, Events, NoEvents, Outcome};
+/// use ioemul::{IoEmulator, PortSet, SoftwareBus, Width};
+///
+/// struct Log;
+/// impl Events for Log {
+///     fn after(&mut self, attempt: &Attempt<'_>, _: &Outcome<'_>) {
+///         println!("{}", attempt.insn);
+///     }
+/// }
+///
+/// let listener: Box<dyn DynEvents + Send> = match std::env::var_os("LOG") {
+///     Some(_) => Box::new(Log),
+///     None => Box::new(NoEvents),
+/// };
+/// let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(SoftwareBus::new()).events(listener).build()?;
+/// emulator.port_in(0x60, Width::Byte)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias("dyn", "Box<dyn Events>"))]
+pub trait DynEvents: object::Listener {}
+
+impl<E: Events> DynEvents for E {}
+
+/// What [`Events`] is without its constant: a trait that there can be objects of. Nobody else calls it.
+mod object {
+    use super::{Attempt, DeviceError, Events, IoFault, Outcome};
+
+    pub enum Event<'a> {
+        Before,
+        After(&'a Outcome<'a>),
+        Denied,
+        Faulted(&'a Outcome<'a>, &'a IoFault),
+        Refused(&'a Outcome<'a>, &'a DeviceError),
+    }
+
+    pub trait Listener {
+        fn tell(&mut self, attempt: &Attempt<'_>, event: Event<'_>);
+    }
+
+    /// The time was taken for any listener: this one may not have asked for it.
+    fn asked_for<'a, E: Events>(outcome: &Outcome<'a>) -> Outcome<'a> {
+        Outcome { duration: outcome.duration.filter(|_| E::TIMED), ..*outcome }
+    }
+
+    impl<E: Events> Listener for E {
+        fn tell(&mut self, attempt: &Attempt<'_>, event: Event<'_>) {
+            // The time was taken for any listener: this one may not have asked for it.
+            match event {
+                Event::Before => self.before(attempt),
+                Event::After(outcome) => self.after(attempt, &asked_for::<E>(outcome)),
+                Event::Denied => self.denied(attempt),
+                Event::Faulted(outcome, fault) => self.faulted(attempt, &asked_for::<E>(outcome), fault),
+                Event::Refused(outcome, why) => self.refused(attempt, &asked_for::<E>(outcome), why),
+            }
+        }
+    }
+}
+
+/// The same listener, as an object.
+macro_rules! object_listens {
+    ($object:ty) => {
+        impl Events for $object {
+            const TIMED: bool = true;
+
+            fn before(&mut self, attempt: &Attempt<'_>) {
+                self.tell(attempt, object::Event::Before);
+            }
+
+            fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
+                self.tell(attempt, object::Event::After(outcome));
+            }
+
+            fn denied(&mut self, attempt: &Attempt<'_>) {
+                self.tell(attempt, object::Event::Denied);
+            }
+
+            fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
+                self.tell(attempt, object::Event::Faulted(outcome, fault));
+            }
+
+            fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
+                self.tell(attempt, object::Event::Refused(outcome, why));
+            }
+        }
+    };
+}
+
+object_listens!(dyn DynEvents + '_);
+object_listens!(dyn DynEvents + Send + '_);
 
 /// The clock, for a listener that wants it.
 #[inline]

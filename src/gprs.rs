@@ -6,7 +6,7 @@ mod file;
 mod names;
 
 pub use file::RegisterFile;
-pub use names::ParseGprsError;
+pub use names::{Excerpt, ParseGprsError};
 
 /// The fifteen general-purpose registers that a port-I/O instruction can have in view, and the flags it left.
 ///
@@ -120,6 +120,23 @@ impl Gprs {
         let words = self.to_words().into_iter().zip(other.to_words());
         let named = Self::NAMES.iter().copied().zip(words).map(|(name, (here, there))| (name, here, there));
         named.filter(|&(_, here, there)| here != there)
+    }
+
+    /// What an access changed: the register's name, its value before, its value now.
+    ///
+    /// ```
+    /// use ioemul::Gprs;
+    /// let before: Gprs = "rax=0x564d5868 rcx=10 rdx=0x5658".parse()?;
+    /// let mut gprs = before;
+    /// (gprs.rax, gprs.rcx) = (6, 2); // as an access might
+    /// for (name, was, is) in gprs.changed(&before) {
+    ///     println!("{name}: {was:#x} → {is:#x}");
+    /// }
+    /// assert!(gprs.changed(&before).eq([("rax", 0x564d_5868, 6), ("rcx", 10, 2)]));
+    /// # Ok::<(), ioemul::ParseGprsError>(())
+    /// ```
+    pub fn changed(&self, before: &Self) -> impl Iterator<Item = (&'static str, u64, u64)> + use<> {
+        before.differences(self)
     }
 }
 

@@ -2,9 +2,30 @@
 
 use crate::Gprs;
 
+mod exit;
+mod steps;
 mod text;
 
+pub(crate) use steps::Steps;
+pub use steps::StringProgress;
 pub use text::ParseInsnError;
+
+/// What kind of code an instruction is from: which size operands and addresses have by default, and whether there are
+/// REX prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CodeSize {
+    /// Real mode, virtual-8086 mode, and code segments with CS.D = 0.
+    Bits16,
+    /// Code segments with CS.D = 1, outside 64-bit mode: compatibility mode among them.
+    Bits32,
+    /// 64-bit mode: EFER.LMA = 1 and CS.L = 1.
+    Bits64,
+}
+
+impl CodeSize {
+    /// All of them, smallest first.
+    pub const ALL: &[CodeSize] = &[CodeSize::Bits16, CodeSize::Bits32, CodeSize::Bits64];
+}
 
 /// Operand size of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,7 +93,8 @@ pub enum PortOperand {
         rep: bool,
         /// Which registers hold address and count.
         address: AddressSize,
-        /// Where OUTS reads; INS always writes to ES.
+        /// Where OUTS reads: an address in RSI is relative to this segment's base, which the caller knows and adds. INS
+        /// always writes to ES, whatever stands here; the decoder and the conversions from exits say `Es`.
         segment: Segment,
     },
 }
@@ -80,11 +102,13 @@ pub enum PortOperand {
 /// Address size of INS and OUTS: which registers they take pointer and count from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AddressSize {
-    /// SI, DI and CX. There is no such form in 64-bit code.
+    /// SI, DI and CX, which wrap within 16 bits; the bits above are kept. In 16-bit code, and in 32-bit code with an
+    /// address-size prefix (67). There is no such form in 64-bit code.
     Bits16,
-    /// ESI, EDI and ECX: in 64-bit code with an address-size prefix (67).
+    /// ESI, EDI and ECX; a result is zero-extended. In 32-bit code, and in 16-bit and 64-bit code with an address-size
+    /// prefix (67).
     Bits32,
-    /// RSI, RDI and RCX.
+    /// RSI, RDI and RCX. In 64-bit code only.
     Bits64,
 }
 
@@ -187,9 +211,14 @@ impl IoInsn {
 
     /// INS or OUTS without a segment override.
     const fn string(direction: Direction, width: Width, rep: bool, address: AddressSize) -> Self {
+        Self::string_in(Segment::Ds, direction, width, rep, address)
+    }
+
+    /// INS, always to ES, or OUTS from a segment.
+    const fn string_in(segment: Segment, direction: Direction, width: Width, rep: bool, address: AddressSize) -> Self {
         let segment = match direction {
             Direction::In => Segment::Es,
-            Direction::Out => Segment::Ds,
+            Direction::Out => segment,
         };
         Self { direction, width, operand: PortOperand::String { rep, address, segment } }
     }
@@ -263,19 +292,46 @@ impl IoInsn {
         }
     }
 
-    /// Decodes the instruction at the start of `code`; returns it and its length in bytes.
-    ///
-    /// 64-bit mode rules (SDM vol. 2, 2.1 and 2.2.1): `66` selects 16 bits unless REX.W overrides it (W does not widen
-    /// port I/O beyond 32 bits); a REX that is not directly before the opcode is void; segment overrides and `67` have
-    /// no effect on IN and OUT. `67` makes INS and OUTS use 32-bit registers, `F2` and `F3` both repeat them, and an
-    /// override to FS or GS, which would move the data of OUTS, is refused.
+    /// Decodes the 64-bit code at the start of `code`: [`Self::decode_in`] with [`CodeSize::Bits64`].
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] says what was wrong; bytes after the instruction are never looked at.
+    /// As [`Self::decode_in`].
     pub fn decode(code: &[u8]) -> Result<(IoInsn, usize), DecodeError> {
-        let (mut operand_size, mut addr32, mut rex_w, mut lock) = (false, false, false, false);
-        let (mut repeat, mut segment) = (None, None);
+        Self::decode_in(CodeSize::Bits64, code)
+    }
+
+    /// Decodes the instruction at the start of `code`, of a guest in any mode; returns it and its length in bytes.
+    ///
+    /// The rules (SDM vol. 2, 2.1 and 2.2.1; APM vol. 3, 1.2):
+    ///
+    /// - Operands that are not bytes have 32 bits, in 16-bit code 16; `66` makes it the other one. In 64-bit code REX.W
+    ///   overrides `66` (and does not widen port I/O beyond 32 bits); a REX that is not directly before the opcode is
+    ///   void. Elsewhere `40` to `4f` are other instructions.
+    /// - Addresses of INS and OUTS have the size of the code; `67` makes it 32 bits in 16-bit and 64-bit code, and 16
+    ///   bits in 32-bit code. It changes nothing on IN and OUT.
+    /// - OUTS reads from DS, or from the segment of the last override. In 64-bit code the overrides to ES, CS, SS and DS are
+    ///   void and leave one to FS or GS in force. On INS, IN and OUT they change nothing.
+    /// - `f3` and `f2` both repeat INS and OUTS, and change nothing on IN and OUT.
+    ///
+    /// ```
+    /// use ioemul::{CodeSize, IoInsn};
+    /// let text = |size, code: &[u8]| IoInsn::decode_in(size, code).unwrap().0.to_string();
+    /// assert_eq!(text(CodeSize::Bits16, &[0xef]), "out dx, ax");
+    /// assert_eq!(text(CodeSize::Bits32, &[0xef]), "out dx, eax");
+    /// assert_eq!(text(CodeSize::Bits16, &[0x2e, 0xf3, 0x6e]), "cs addr16 rep outsb");
+    /// assert_eq!(text(CodeSize::Bits64, &[0x2e, 0xf3, 0x6e]), "rep outsb");
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] says what was wrong, in the order in which a CPU finds it: it fetches the whole instruction first
+    /// (what is cut off may become anything yet, what is longer than 15 bytes may not), and refuses LOCK then. Bytes after
+    /// the instruction are never looked at.
+    pub fn decode_in(size: CodeSize, code: &[u8]) -> Result<(IoInsn, usize), DecodeError> {
+        let is_64_bit = matches!(size, CodeSize::Bits64);
+        let (mut operand_size, mut address_size, mut rex_w) = (false, false, false);
+        let (mut lock, mut rep, mut segment) = (false, false, Segment::Ds);
         let mut at = 0;
         let byte_at = |at: usize| {
             if at >= Self::MAX_LENGTH {
@@ -287,16 +343,21 @@ impl IoInsn {
             let byte = byte_at(at)?;
             at += 1;
             match byte {
-                0x40..=0x4f => {
+                0x40..=0x4f if is_64_bit => {
                     rex_w = byte & 0x08 != 0;
                     continue;
                 }
+                0x26 | 0x2e | 0x36 | 0x3e if is_64_bit => {} // void
+                0x26 => segment = Segment::Es,
+                0x2e => segment = Segment::Cs,
+                0x36 => segment = Segment::Ss,
+                0x3e => segment = Segment::Ds,
+                0x64 => segment = Segment::Fs,
+                0x65 => segment = Segment::Gs,
                 0x66 => operand_size = true,
+                0x67 => address_size = true,
                 0xf0 => lock = true,
-                0xf2 | 0xf3 => repeat = Some(byte),
-                0x67 => addr32 = true,
-                0x64 | 0x65 => segment = Some(byte),
-                0x26 | 0x2e | 0x36 | 0x3e => {} // no effect in 64-bit mode
+                0xf2 | 0xf3 => rep = true,
                 _ => break byte,
             }
             rex_w = false;
@@ -305,35 +366,31 @@ impl IoInsn {
         if !string && !matches!(opcode, 0xe4..=0xe7 | 0xec..=0xef) {
             return Err(DecodeError::NotPortIo { opcode });
         }
-        if lock {
-            return Err(DecodeError::Lock);
-        }
         let direction = if opcode & 0b10 != 0 { Direction::Out } else { Direction::In };
-        let width = match opcode & 0b01 {
-            0 => Width::Byte,
-            _ if operand_size && !rex_w => Width::Word,
-            _ => Width::Dword,
+        let is_16_bit = match size {
+            CodeSize::Bits16 => !operand_size,
+            CodeSize::Bits32 | CodeSize::Bits64 => operand_size && !rex_w,
         };
-        let operand = match (string, opcode & 0b1000 != 0) {
-            (true, _) => {
-                let address = if addr32 { AddressSize::Bits32 } else { AddressSize::Bits64 };
-                Self::string(direction, width, repeat.is_some(), address).operand
-            }
-            (false, true) => PortOperand::Dx,
+        let width = match (opcode & 0b01, is_16_bit) {
+            (0, _) => Width::Byte,
+            (_, true) => Width::Word,
+            (_, false) => Width::Dword,
+        };
+        let address = match (size, address_size) {
+            (CodeSize::Bits16, false) | (CodeSize::Bits32, true) => AddressSize::Bits16,
+            (CodeSize::Bits64, false) => AddressSize::Bits64,
+            _ => AddressSize::Bits32,
+        };
+        let insn = match (string, opcode & 0b1000 != 0) {
+            (true, _) => Self::string_in(segment, direction, width, rep, address),
+            (false, true) => Self { direction, width, operand: PortOperand::Dx },
             (false, false) => {
                 let port = byte_at(at)?;
                 at += 1;
-                PortOperand::Imm8(port)
+                Self { direction, width, operand: PortOperand::Imm8(port) }
             }
         };
-        match (string, repeat, segment) {
-            (false, Some(prefix), _) => return Err(DecodeError::Repeat { prefix }),
-            (true, _, Some(prefix)) if matches!(direction, Direction::Out) => {
-                return Err(DecodeError::Segment { prefix });
-            }
-            _ => {}
-        }
-        Ok((Self { direction, width, operand }, at))
+        if lock { Err(DecodeError::Lock) } else { Ok((insn, at)) }
     }
 
     /// Every form of IN and OUT, the six with DX first, then those with an immediate port.
@@ -349,8 +406,12 @@ impl IoInsn {
         })
     }
 
-    /// Every form of INS and OUTS that has a stub: six instructions, with and without REP, with addresses of 64 and of
-    /// 32 bits, no segment override.
+    /// Every form of INS and OUTS that has a stub, which are those of 64-bit code with the segment that it has without an
+    /// override: six instructions, with and without REP, with addresses of 64 and of 32 bits.
+    ///
+    /// Other forms, those with 16-bit addresses and with overrides, are forms of guests. An
+    /// [`IoEmulator`](crate::IoEmulator) runs them, like all others, on memory
+    /// that the caller gives, by a stub of this list ([`Self::index`]).
     pub fn strings() -> impl Iterator<Item = IoInsn> + Clone {
         (0..Self::STRING_COUNT).map(|index| {
             let (direction, width) = Self::kind(index % 6);
@@ -428,18 +489,6 @@ pub enum DecodeError {
     /// A LOCK prefix, with which a CPU raises #UD.
     #[error("a LOCK prefix (f0) is not allowed on port I/O")]
     Lock,
-    /// A REP prefix on an instruction that is not a string instruction.
-    #[error("a repeat prefix ({prefix:02x}) has no meaning on IN and OUT")]
-    Repeat {
-        /// 0xF2 or 0xF3.
-        prefix: u8,
-    },
-    /// OUTS from a segment with a base of its own, FS or GS.
-    #[error("a segment override ({prefix:02x}) to FS or GS is not supported on OUTS")]
-    Segment {
-        /// 0x64 or 0x65.
-        prefix: u8,
-    },
     /// Some other instruction.
     #[error("opcode {opcode:02x} is not IN, OUT, INS or OUTS")]
     NotPortIo {

@@ -1,16 +1,56 @@
-//! Registers to and from KVM: `KVM_GET_REGS`, an access, `KVM_SET_REGS`.
+//! KVM's port accesses (KVM_EXIT_IO), made with all of the guest's registers in view.
 //!
 //! ```text
-//!   kvm_regs ──Gprs::from──▶ Gprs ──execute──▶ Gprs ──write_back──▶ kvm_regs
-//!      └── RSP and RIP stay here, and so does RFLAGS but for what the access changed ──┘
+//!   KVM_RUN ──▶ kvm_run ──io_exit──▶ KvmIo, data ──┐
+//!   KVM_GET_REGS ──▶ kvm_regs ─────────────────────┴─serve_io─▶ data (an IN's results), kvm_regs ──▶ KVM_SET_REGS, if changed
 //! ```
+//!
+//! Most VMMs look at `data` alone: for a UART that is enough. For a mailbox it is not, which reads and writes the
+//! registers. [`serve_io`] does both, for IN, OUT, INS and OUTS, with any number of elements.
+//!
+//! # What KVM delivers
+//!
+//! KVM runs INS and OUTS itself: it reads and writes the guest's memory, counts RCX, moves RSI and RDI, follows DF, and asks
+//! for the accesses alone. What it delivers, in real mode and in 64-bit mode alike (seen on Linux 6.18, `kvm_pvm`, where
+//! KVM's emulator runs all of them; the tests of `tests/kvm.rs` look at it on the kernel that they run on):
+//!
+//! | instruction | exits | `count` | RCX, RSI, RDI at the exit | RIP at the exit |
+//! |---|---|---|---|---|
+//! | IN | 1 | 1 | the guest's | at the instruction |
+//! | OUT | 1 | 1 | the guest's | behind it (at it, where the CPU's own exit is served without the emulator) |
+//! | OUTS | 1 | 1 | RSI has moved on | behind it |
+//! | REP OUTS | one an element | 1 | RCX and RSI are *behind* the element (RCX is 0 at the last one) | at it, at the last one too |
+//! | INS | 1 | 1 | the guest's | at it |
+//! | REP INS | one a batch | as many as RCX says, and at most 1,024 bytes and the rest of the page, but at least one | *before* the batch's first element | at it |
+//!
+//! The elements of a batch are in `data` in the order in which they are moved, with DF set too. A count of 0 makes no exit.
+//!
+//! So an exit of one element does not say INS or IN, OUTS or OUT; and REP INS may come to such an exit at the end of a page,
+//! whatever its count. A VMM that takes the length of `data` for the width of the access takes REP INSB of two for a word.
+//!
+//! # What is left to KVM
+//!
+//! - **RIP**, and the completion of an IN: at the next KVM_RUN it takes the result out of `data`. But where KVM's emulator
+//!   runs the instruction, and KVM_SET_REGS was called since the exit, it takes RAX as it was set then, and `data` is
+//!   ignored. So KVM_SET_REGS is to be called only if a device has changed a register ([`Next::SetRegs`]): [`serve_io`]
+//!   then has the result in RAX, too, and both kinds of completion come to the same.
+//! - **RCX, RDX, RSI and RDI of a string instruction.** KVM goes on with them: another RSI would have it read the next
+//!   element elsewhere, another RDX take it to another port. A device sees them as the table says, and what it writes there
+//!   is dropped, where the exit is known to be of INS or OUTS.
+//! - **The flags of an IN and of INS**, where KVM's emulator runs it: it writes its own copy back, and what a device has
+//!   changed is lost. (Those of OUT and OUTS arrive.)
 
 use kvm_bindings::kvm_regs;
 
 use crate::Gprs;
 
+mod exit;
+mod serve;
+
+pub use exit::{ExitError, KvmIo, io_exit};
+pub use serve::{Next, serve_io};
+
 /// The fifteen registers that a guest's I/O instruction has in view. RSP and RIP are not among them: keep `regs`.
-///
 impl From<&kvm_regs> for Gprs {
     fn from(regs: &kvm_regs) -> Self {
         Self {

@@ -18,23 +18,25 @@
 //! - [`StubTable`] is the engine under it, for who wants to run stubs himself.
 //! - [`emit_stub`] and [`CodeTable`] write the same stubs to memory that the caller owns, without `std` and without an
 //!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
+//! - [`CodeTable::emulate`] is the front door of a kernel, without `std` as well: [the guide](kernel_guide) builds all that
+//!   is around it.
 //! - [`TssBitmap`] answers, without `std` as well, which of a guest's accesses a CPU would permit.
 //! - [`StubLayout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms
 //!   that
 //!   need more; [`fault`] how a #GP becomes an error.
-//! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, and
-//!   [`devices`]
-//!   has models to test against.
+//! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, [`devices`]
+//!   has models to test against, and [`guest_rpc`] speaks to a VMware host.
 //!
 //! # Features
 //!
 //! `std` (default): everything that needs a process. Without it the crate is `no_std` and holds registers,
 //! instructions, helpers, slots and quirks. All others are off by default:
 //!
+//! - `alloc`: sets of ports ([`PortSet`], [`PortPermissions`], [`Hazard`]) without `std`, which has it in any case.
 //! - `trace`: trace files, by serde.
 //! - `tracing`: a listener that emits `tracing` events.
 //! - `vm-superio`: rust-vmm's 16550 UART and i8042 on a software bus.
-//! - `kvm`: conversions between [`Gprs`] and KVM's register file.
+//! - `kvm` (Linux): a guest's port accesses as KVM delivers them, and conversions between [`Gprs`] and KVM's registers.
 //!
 //! x86-64 only. Linux is the supported system: fault recovery, DMI and privilege are Linux's.
 #![cfg_attr(all(not(feature = "std"), not(test)), no_std)] // its own tests have a process to run in
@@ -45,10 +47,18 @@
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("ioemul assembles x86-64 port-I/O stubs: build it for an x86_64 target");
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
 // What a guest did: registers, instruction, access.
 mod access;
 mod gprs;
 mod insn;
+#[cfg(feature = "alloc")]
+mod ports;
+#[cfg(feature = "alloc")]
+mod quote;
+mod smbios;
 mod tss;
 // Machine code for it, wherever it goes.
 mod emission;
@@ -57,6 +67,8 @@ mod quirk_table;
 mod slot;
 mod stub;
 mod table;
+// All of that in one call, for a kernel.
+mod kernel;
 // The same in a process: built once, run safely.
 #[cfg(feature = "std")]
 mod bus;
@@ -73,31 +85,38 @@ pub mod events;
 #[cfg(feature = "std")]
 pub mod fault;
 #[cfg(feature = "std")]
-mod jit;
-#[cfg(feature = "kvm")]
-mod kvm;
+pub mod guest_rpc;
 #[cfg(feature = "std")]
-mod ports;
+mod jit;
+#[cfg(all(feature = "kvm", target_os = "linux"))]
+pub mod kvm;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod privilege;
-#[cfg(feature = "std")]
-mod quote;
 #[cfg(feature = "std")]
 pub mod trace;
 
 #[doc = include_str!("../docs/threat-model.md")]
 pub mod threat_model {}
 
-#[cfg(doctest)]
+#[doc = include_str!("../docs/kernel.md")]
+pub mod kernel_guide {}
+
+#[cfg(all(doctest, feature = "std"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
 pub use access::PortAccess;
-pub use gprs::{Gprs, ParseGprsError, RegisterFile};
-pub use insn::{AddressSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, Width};
+pub use gprs::{Excerpt, Gprs, ParseGprsError, RegisterFile};
+pub use insn::{
+    AddressSize, CodeSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, StringProgress, Width,
+};
+#[cfg(feature = "alloc")]
+pub use ports::{Hazard, ParsePortSetError, PortPermissions, PortSet, PortSetProblem};
+pub use smbios::SmbiosEntryPoint;
 pub use tss::TssBitmap;
 
 pub use emission::{EmitError, EmitOptions};
+pub use kernel::{HostRegisters, KernelError};
 pub use quirk_table::{CARRY_LIMIT, DmiMatch, DmiStrings, PROLIANT_POLL_LIMIT, Quirk, Step, Trigger, TriggerForm};
 pub use slot::{Helpers, emit_stub, stub_fixup};
 pub use stub::{CodeSink, Helper, Payload, Ring, StubLayout};
@@ -111,7 +130,6 @@ pub use {
     error::{AttachError, BuildError, Error},
     fault::IoFault,
     jit::{Stub, StubTable, StubTableBuilder},
-    ports::{Hazard, ParsePortSetError, PortPermissions, PortSet, PortSetProblem},
     quirk_table::QuirkTable,
     stub::DynasmSink,
 };

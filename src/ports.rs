@@ -5,10 +5,12 @@
 //! two neighbouring bytes, and the last byte is why an access that would run past port 0xFFFF is denied without being
 //! looked for.
 
-use std::borrow::Borrow;
-use std::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Not, RangeInclusive, Sub, SubAssign};
-use std::str::FromStr;
-use std::{fmt, iter};
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::borrow::Borrow;
+use core::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Not, RangeInclusive, Sub, SubAssign};
+use core::str::FromStr;
+use core::{fmt, iter};
 
 use crate::quote::quoted;
 use crate::{Direction, Width};
@@ -143,10 +145,15 @@ impl PortSet {
     /// The ports that a TSS with this I/O permission bitmap gives access to; `map` runs from the I/O map base to the
     /// segment limit.
     ///
-    /// As the SDM has it (vol. 1, 19.5.2), the last byte of the map maps no ports, whatever it holds, and ports past
-    /// the end of a short map are denied: 11 bytes map 80 ports. Append `0xff` to a bitmap that comes without that
-    /// byte. Bytes beyond [`Self::TSS_BITMAP_BYTES`] are not looked at. ([`TssBitmap`](crate::TssBitmap) answers for a map
-    /// as it lies, without a copy; and for one whose last byte is not all ones, as a CPU does.)
+    /// The last byte of the map maps no ports, whatever it holds, and ports past the end of a short map are denied: 11
+    /// bytes map 80 ports. Append `0xff` to a bitmap that comes without that byte. Bytes beyond
+    /// [`Self::TSS_BITMAP_BYTES`] are not looked at.
+    ///
+    /// The SDM wants the last byte to be all ones (vol. 1, 19.5.2); then an access is permitted by this set exactly where a CPU
+    /// permits it. If it is not, the set is stricter than a CPU in one case: a word or a dword that starts among the ports of
+    /// the byte before and goes on into those of the last byte is permitted by a CPU where their bits are clear, and
+    /// never by the set, which has none of these ports. ([`TssBitmap`](crate::TssBitmap) answers as a CPU does, for any map
+    /// and without a copy.)
     pub fn from_tss_bitmap(map: &[u8]) -> Self {
         let mapped = map.len().saturating_sub(1).min(PORTS / 8);
         let mut set = Self::none();

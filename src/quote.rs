@@ -1,5 +1,10 @@
 //! Text from outside, quoted in a message: short enough to be read, and nothing that a terminal would obey.
 
+use alloc::borrow::ToOwned;
+#[cfg(feature = "trace")]
+use alloc::format;
+use alloc::string::{String, ToString};
+
 /// Characters of a text that a message quotes.
 const SHOWN: usize = 64;
 

@@ -103,10 +103,21 @@ impl CodeTable {
     /// else the plain one. `None` for INS and OUTS.
     #[inline]
     pub fn resolve(&self, insn: IoInsn, rax: u64, rdx: u64) -> Option<u64> {
+        Some(self.find(insn, rax, rdx)?.0)
+    }
+
+    /// What [`Self::resolve`] does, and the quirk that it has found.
+    #[inline(always)]
+    pub(crate) fn find(&self, insn: IoInsn, rax: u64, rdx: u64) -> Option<(u64, Option<&Quirk>)> {
         match QuirkStub::resolve(&self.quirk_stubs, &self.quirks, insn, rax, rdx) {
-            Some((stub, _)) => Some(self.address(stub.at as usize)),
-            None => self.entry(insn),
+            Some((stub, quirk)) => Some((self.address(stub.at as usize), Some(quirk))),
+            None => Some((self.entry(insn)?, None)),
         }
+    }
+
+    /// The register file that it is for.
+    pub(crate) fn registers(&self) -> &RegisterFile {
+        &self.style.registers
     }
 
     /// Every access that the stub of [`Self::resolve`] makes, each once: what has to be permitted before it is called.
@@ -275,7 +286,7 @@ fn emit(
 ///
 /// `entry` is the address of a stub, and `file` that of a register file as it was emitted for.
 #[inline]
-unsafe fn call(entry: u64, file: *mut c_void) -> u64 {
+pub(crate) unsafe fn call(entry: u64, file: *mut c_void) -> u64 {
     let result;
     // SAFETY: a stub keeps to the calling convention, by the caller's promise.
     unsafe {

@@ -11,9 +11,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-mod rpc;
 
 use ioemul::devices::VmwareBackdoor;
+use ioemul::guest_rpc::{GuestRpc, GuestRpcError};
 use ioemul::{Gprs, IoEmulator, IoInsn, SoftwareBus, Width};
 
 const VERSION: u64 = 10;
@@ -59,13 +59,13 @@ fn main() -> common::Result {
 
 /// A request that VMware's tools know as `vmware-rpctool "info-get …"`.
 fn guest_rpc(emulator: &mut IoEmulator, request: &str) -> common::Result {
-    match rpc::Channel::open(emulator) {
+    match GuestRpc::open(emulator) {
         Ok(mut channel) => {
             let reply = channel.request(request.as_bytes())?;
             println!("\nGuestRPC {request:?}: {:?}", String::from_utf8_lossy(&reply));
             Ok(channel.close()?)
         }
-        Err(error @ rpc::RpcError::Refused { .. }) => {
+        Err(error @ GuestRpcError::Refused { .. }) => {
             println!("\nno GuestRPC here: {error}");
             Ok(())
         }

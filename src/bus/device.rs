@@ -1,6 +1,7 @@
 //! What a device model is.
 
-use crate::{Direction, Gprs, PortAccess, Width};
+use crate::insn::Steps;
+use crate::{Direction, Gprs, PortAccess};
 
 /// A device model.
 ///
@@ -39,24 +40,27 @@ pub trait PortDevice: Send {
         }
     }
 
-    /// Answers INS: fills `data`, whole elements of the access's width. By default one IN after the other; a FIFO or a
-    /// DMA-like device takes the slice at once. `gprs` is what the registers hold before the first element; RCX, RSI
-    /// and RDI are the instruction's own and are set by the bus afterwards.
+    /// Answers INS: fills `data`, whole elements of the access's width, the first element first (also where the guest's DF
+    /// is set, so that it has the highest address; the bus puts the elements in their places). RCX, RSI and RDI are the
+    /// instruction's own where it moves them, whatever a device writes there.
+    ///
+    /// By default one IN after the other, each with RCX and RDI as they are at that element; a FIFO or a DMA-like device
+    /// takes the slice at once, and `gprs` is what the registers hold before the first element.
     ///
     /// # Errors
     ///
     /// Whatever the device has to say, and how far it got.
     fn try_read_string(&mut self, access: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
-        read_elements(access.width, data, || self.try_access(access, 0, gprs))
+        read_elements(access, data, gprs, |gprs| self.try_access(access, 0, gprs))
     }
 
-    /// Takes OUTS: all of `data`, as for [`Self::try_read_string`].
+    /// Takes OUTS: all of `data`, as for [`Self::try_read_string`], with RSI in the place of RDI.
     ///
     /// # Errors
     ///
     /// Whatever the device has to say, and how far it got.
     fn try_write_string(&mut self, access: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
-        write_elements(access.width, data, |value| self.try_access(access, value, gprs))
+        write_elements(access, data, gprs, |value, gprs| self.try_access(access, value, gprs))
     }
 }
 
@@ -74,13 +78,15 @@ pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// INS as a sequence of INs.
 pub(super) fn read_elements(
-    width: Width,
+    access: PortAccess,
     data: &mut [u8],
-    mut input: impl FnMut() -> Result<u32, DeviceError>,
+    gprs: &mut Gprs,
+    mut input: impl FnMut(&mut Gprs) -> Result<u32, DeviceError>,
 ) -> Result<(), StringError> {
-    let width = usize::from(width.bytes());
+    let (steps, width) = (Steps::of(access.insn, gprs), usize::from(access.width.bytes()));
     for (i, element) in data.chunks_exact_mut(width).enumerate() {
-        let value = input().map_err(|source| StringError { done: i * width, source })?;
+        step(steps, i, gprs);
+        let value = input(gprs).map_err(|source| StringError { done: i * width, source })?;
         element.copy_from_slice(&value.to_le_bytes()[..width]);
     }
     Ok(())
@@ -88,15 +94,24 @@ pub(super) fn read_elements(
 
 /// OUTS as a sequence of OUTs.
 pub(super) fn write_elements(
-    width: Width,
+    access: PortAccess,
     data: &[u8],
-    mut output: impl FnMut(u32) -> Result<u32, DeviceError>,
+    gprs: &mut Gprs,
+    mut output: impl FnMut(u32, &mut Gprs) -> Result<u32, DeviceError>,
 ) -> Result<(), StringError> {
-    let width = usize::from(width.bytes());
+    let (steps, width) = (Steps::of(access.insn, gprs), usize::from(access.width.bytes()));
     for (i, element) in data.chunks_exact(width).enumerate() {
+        step(steps, i, gprs);
         let mut value = [0; 4];
         value[..width].copy_from_slice(element);
-        output(u32::from_le_bytes(value)).map_err(|source| StringError { done: i * width, source })?;
+        output(u32::from_le_bytes(value), gprs).map_err(|source| StringError { done: i * width, source })?;
     }
     Ok(())
+}
+
+/// Sets the instruction's own registers for an element. (Before the first one they are as the device's caller has them.)
+fn step(steps: Option<Steps>, element: usize, gprs: &mut Gprs) {
+    if let (Some(steps), 1..) = (steps, element) {
+        steps.after(element as u64, gprs);
+    }
 }

@@ -32,6 +32,7 @@ use crate::{Gprs, PortAccess, PortDevice};
 ///
 /// Port numbers are from Intel's ICH and PCH datasheets (APM_CNT and APM_STS). A word OUT to 0xB2 writes the status
 /// first, so that the handler sees all of it.
+#[doc(alias("SMI", "SMM", "APM_CNT", "firmware"))]
 pub struct SmmMailbox {
     handler: Box<Handler>,
     command: u8,

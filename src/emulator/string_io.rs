@@ -2,30 +2,73 @@
 //!
 //! A guest's RDI and RSI are addresses of the guest's. On a bus the device sees them as they are, and the data as a
 //! slice beside them. On the hardware they are replaced, for the instruction only, by the address of the slice. They
-//! come back moved by as much as the data was. DF is clear for the access: data goes upwards.
+//! come back moved by as much as the data was: upwards, or downwards if the guest's DF is set.
+//!
+//! ```text
+//!               DF clear                           DF set
+//!   slice:      │ 1st │ 2nd │ 3rd │ not used │     │ not used │ 3rd │ 2nd │ 1st │      lowest address first
+//!   RSI, RDI:   ▲ before          ▲ after                ▲ after        ▲ before
+//! ```
 #![allow(unsafe_code)] // runs string stubs
 
 use super::{Side, Stubs};
 use crate::bus::{Memory, call, undone_unless};
 use crate::events::{self, Attempt, Events};
-use crate::{AddressSize, Direction, Error, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortOperand, StubTable};
+use crate::insn::Steps;
+use crate::{
+    AddressSize, Direction, Error, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortOperand, StringProgress,
+    StubTable,
+};
 
 impl<E: Events> IoEmulator<E> {
-    /// Executes INS or REP INS, the data going to the start of `buffer`. Returns how many bytes came: as many elements
-    /// as RCX says (ECX for a 32-bit address size, one without REP).
+    /// Executes INS or REP INS, the data going to `buffer`. Returns how many bytes came: as many elements as RCX says (ECX
+    /// or CX for a narrower address size, one without REP).
+    ///
+    /// `buffer` is the guest's memory, its lowest address first, and RDI is the guest's address of one of its ends:
+    ///
+    /// - With the guest's DF (bit 10 of `rflags`) clear, the first element goes to the start of `buffer`, and RDI moves up.
+    /// - With DF set, the first element goes to the *end* of `buffer`, the next one below it, and RDI moves down: the last byte
+    ///   of `buffer` is the last byte of the element that RDI points to.
     ///
     /// Afterwards RCX is 0 and RDI has moved on. With a 32-bit address size they are zero-extended, as every result of
-    /// a 32-bit operation; a count of 0 changes nothing.
+    /// a 32-bit operation (outside 64-bit mode nobody can see the upper half, and the architecture does not keep it); with
+    /// a 16-bit one the bits above are kept. A count of 0 changes nothing: so do AMD's CPUs; Intel's clear the upper half of
+    /// RCX, of a 32-bit address size in 64-bit code.
+    ///
+    /// The segment's base is the caller's to add: `buffer` is where INS writes, at ES:RDI.
     ///
     /// ```
-    /// use ioemul::{Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, Width};
-    /// let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(SoftwareBus::new()).build()?;
+    /// use ioemul::{Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
+    ///
+    /// struct Counter(u32);
+    /// impl PortDevice for Counter {
+    ///     fn port_in(&mut self, _: PortAccess, _: &mut Gprs) -> u32 {
+    ///         self.0 += 1;
+    ///         self.0
+    ///     }
+    /// }
+    ///
+    /// let mut bus = SoftwareBus::new();
+    /// bus.attach(0x1f0..=0x1f1, Counter(0))?;
+    /// let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(bus).build()?;
+    ///
+    /// // Guest memory from 0x1000 on; the first word goes to 0x1000.
+    /// let mut memory = [0; 8];
     /// let mut gprs = Gprs { rcx: 3, rdx: 0x1f0, rdi: 0x1000, ..Gprs::default() };
-    /// let mut sector = [0; 512];
-    /// assert_eq!(emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut sector)?, 6);
-    /// assert_eq!((gprs.rcx, gprs.rdi, &sector[..8]), (0, 0x1006, &[255, 255, 255, 255, 255, 255, 0, 0][..]));
+    /// assert_eq!(emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut memory)?, 6);
+    /// assert_eq!((gprs.rcx, gprs.rdi, memory), (0, 0x1006, [1, 0, 2, 0, 3, 0, 0, 0]));
+    ///
+    /// // With DF set, the first word goes to 0x1006, where this memory ends.
+    /// let mut memory = [0; 8];
+    /// let mut gprs = Gprs { rcx: 3, rdx: 0x1f0, rdi: 0x1006, rflags: 1 << 10, ..Gprs::default() };
+    /// assert_eq!(emulator.read_string(IoInsn::rep_ins(Width::Word), &mut gprs, &mut memory)?, 6);
+    /// assert_eq!((gprs.rcx, gprs.rdi, memory), (0, 0x1000, [0, 0, 6, 0, 5, 0, 4, 0]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// On a bus, a device sees RCX and RDI as they are at each element, or before the first one if it takes all of them at
+    /// once; elements that go downwards come to it in the order in which they are moved, by way of a buffer that the bus
+    /// keeps. On the hardware, an instruction that goes downwards is executed element by element.
     ///
     /// # Errors
     ///
@@ -38,15 +81,15 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// # Panics
     ///
-    /// When a device model does; the registers are then as they were, and `buffer` holds what the device has put there. When
-    /// a listener does, as for [`Self::execute`].
+    /// When a device model does; the registers are then as they were, and `buffer` holds what the device has put there
+    /// (nothing of that, where it goes downwards). When a listener does, as for [`Self::execute`].
     #[doc(alias("insb", "insw", "insl", "rep insb"))]
     pub fn read_string(&mut self, insn: IoInsn, gprs: &mut Gprs, buffer: &mut [u8]) -> Result<usize, Error> {
-        self.string(insn, Memory::In(buffer), gprs)
+        self.string(insn, Memory::In(buffer), Extent::Whole, gprs).map(|progress| progress.moved)
     }
 
-    /// Executes OUTS or REP OUTS, the data coming from the start of `data`. Otherwise as [`Self::read_string`], with
-    /// RSI in the place of RDI.
+    /// Executes OUTS or REP OUTS, the data coming from `data`. Otherwise as [`Self::read_string`], with RSI in the place
+    /// of RDI, and the segment that the instruction names in the place of ES.
     ///
     /// # Errors
     ///
@@ -57,38 +100,100 @@ impl<E: Events> IoEmulator<E> {
     /// As [`Self::read_string`].
     #[doc(alias("outsb", "outsw", "outsl", "rep outsb"))]
     pub fn write_string(&mut self, insn: IoInsn, gprs: &mut Gprs, data: &[u8]) -> Result<usize, Error> {
-        self.string(insn, Memory::Out(data), gprs)
+        self.string(insn, Memory::Out(data), Extent::Whole, gprs).map(|progress| progress.moved)
     }
 
-    fn string(&mut self, insn: IoInsn, memory: Memory<'_>, gprs: &mut Gprs) -> Result<usize, Error> {
-        let (rep, address, segment) = match (insn.operand, &memory, insn.direction) {
-            (PortOperand::String { rep, address, segment }, Memory::In(_), Direction::In)
-            | (PortOperand::String { rep, address, segment }, Memory::Out(_), Direction::Out) => {
-                (rep, address, segment)
-            }
+    /// As [`Self::read_string`], on memory that need not hold all elements: moves as many as have room, and says how many are
+    /// left, in RCX as well. So does a CPU that meets a page fault; and a VMM that has one page of the guest's at a time
+    /// goes on with the next one.
+    ///
+    /// No element is moved in part. One that lies across the end of `buffer` is left (and if it is the first one, nothing is
+    /// moved): give it a buffer of its own.
+    ///
+    /// ```
+    /// use ioemul::{Gprs, IoEmulator, IoInsn, PortSet, SoftwareBus, Width};
+    /// let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(SoftwareBus::new()).build()?;
+    /// let mut memory = vec![0; 0x4000]; // the guest's, from address 0 on
+    /// let mut gprs = Gprs { rcx: 0x900, rdx: 0x1f0, rdi: 0x1ffc, ..Gprs::default() };
+    /// let mut pieces = Vec::new();
+    /// loop {
+    ///     let at = gprs.rdi as usize;
+    ///     let page = &mut memory[at..(at | 0xfff) + 1];
+    ///     let progress = emulator.read_string_partial(IoInsn::rep_ins(Width::Word), &mut gprs, page)?;
+    ///     pieces.push((progress.moved, progress.left));
+    ///     if progress.left == 0 {
+    ///         break;
+    ///     }
+    /// }
+    /// assert_eq!(pieces, [(4, 0x8fe), (0x1000, 0xfe), (0x1fc, 0)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read_string`], but for [`Error::StringOutOfBounds`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::read_string`].
+    pub fn read_string_partial(
+        &mut self,
+        insn: IoInsn,
+        gprs: &mut Gprs,
+        buffer: &mut [u8],
+    ) -> Result<StringProgress, Error> {
+        self.string(insn, Memory::In(buffer), Extent::AsMuchAsFits, gprs)
+    }
+
+    /// As [`Self::write_string`], on memory that need not hold all elements: see [`Self::read_string_partial`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read_string_partial`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::read_string`].
+    pub fn write_string_partial(
+        &mut self,
+        insn: IoInsn,
+        gprs: &mut Gprs,
+        data: &[u8],
+    ) -> Result<StringProgress, Error> {
+        self.string(insn, Memory::Out(data), Extent::AsMuchAsFits, gprs)
+    }
+
+    fn string(
+        &mut self,
+        insn: IoInsn,
+        memory: Memory<'_>,
+        extent: Extent,
+        gprs: &mut Gprs,
+    ) -> Result<StringProgress, Error> {
+        let steps = match (Steps::of(insn, gprs), &memory, insn.direction) {
+            (Some(steps), Memory::In(_), Direction::In) | (Some(steps), Memory::Out(_), Direction::Out) => steps,
             _ => return Err(Error::StringForm { insn }),
         };
-        let count = if rep { gprs.rcx & address.mask() } else { 1 };
-        let (width, available) = (u64::from(insn.width.bytes()), memory.as_slice().len());
-        let len = match count.checked_mul(width).and_then(|len| usize::try_from(len).ok()) {
-            Some(len) if len <= available => len,
-            _ => return Err(Error::StringOutOfBounds { insn, count, available }),
-        };
+        let (count, width, available) = (steps.count(), steps.width(), memory.as_slice().len());
+        // As many as have room: no more bytes than the slice has.
+        let elements = usize::try_from(count).unwrap_or(usize::MAX).min(available / width);
+        if extent == Extent::Whole && (elements as u64) < count {
+            return Err(Error::StringOutOfBounds { insn, count, available });
+        }
         let before = call::by_words(gprs);
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
         let side = self.permit(&attempt)?;
+        if elements == 0 && count > 0 {
+            return Ok(StringProgress { moved: 0, left: count }); // nothing is executed, and no listener told of it
+        }
         self.events.before(&attempt);
         let started = events::start::<E>();
-        let mut memory = match memory {
-            Memory::In(data) => Memory::In(&mut data[..len]),
-            Memory::Out(data) => Memory::Out(&data[..len]),
-        };
+        let mut memory = memory.first_elements(elements * width, steps.downwards());
         let (done, result) = match (side, &mut self.on_bus, &self.native) {
-            (Side::Hardware, _, Some((_, table))) => {
-                // The slice may be anywhere: always the instruction of 64-bit address size.
-                let operand = PortOperand::String { rep, address: AddressSize::Bits64, segment };
-                native(table, IoInsn { operand, ..insn }, count, &mut memory, gprs)
+            (Side::Hardware, _, Some((_, table))) if steps.downwards() => {
+                native_downwards(table, insn, &steps, &mut memory, gprs)
             }
+            (Side::Hardware, _, Some((_, table))) => native(table, insn, elements as u64, &mut memory, gprs),
             (_, Some((_, bus, stubs)), _) => {
                 let mut done = 0;
                 let result = undone_unless(gprs, &before, |gprs| {
@@ -106,22 +211,32 @@ impl<E: Events> IoEmulator<E> {
             }
             (_, None, _) => (0, Err(Error::StringForm { insn })), // `permit` names a side that is there
         };
-        // These are the instruction's own, whatever a device has left there. With 32-bit addresses the results are
-        // zero-extended, with 16-bit ones the upper bits stay; where nothing was moved, nothing is written.
-        let kept = if address == AddressSize::Bits16 { !address.mask() } else { 0 };
-        let moved = |start: u64| {
-            if done == 0 { start } else { start & kept | start.wrapping_add(done as u64) & address.mask() }
-        };
-        match insn.direction {
-            Direction::In => gprs.rdi = moved(before.rdi),
-            Direction::Out => gprs.rsi = moved(before.rsi),
+        // These are the instruction's own, whatever a device has left there.
+        let moved = (done / width) as u64;
+        steps.after(moved, gprs);
+        let memory = memory.first_elements(done, steps.downwards());
+        events::end(&mut self.events, &attempt, (gprs, memory.as_slice()), started, &result);
+        result.map(|()| StringProgress { moved: done, left: count - moved })
+    }
+}
+
+/// Whether the memory has to have room for all elements.
+#[derive(Clone, Copy, PartialEq)]
+enum Extent {
+    Whole,
+    AsMuchAsFits,
+}
+
+impl<'m> Memory<'m> {
+    /// The part that the first elements are in, so many bytes (or all there is): the start, or downwards the end.
+    fn first_elements(self, len: usize, downwards: bool) -> Memory<'m> {
+        let total = self.as_slice().len();
+        let len = len.min(total);
+        let range = if downwards { total - len..total } else { 0..len };
+        match self {
+            Memory::In(data) => Memory::In(&mut data[range]),
+            Memory::Out(data) => Memory::Out(&data[range]),
         }
-        if rep {
-            gprs.rcx = if done == 0 { before.rcx } else { before.rcx & kept | (count - done as u64 / width) };
-        }
-        let data = memory.as_slice().get(..done).unwrap_or_default();
-        events::end(&mut self.events, &attempt, (gprs, data), started, &result);
-        result.map(|()| done)
     }
 }
 
@@ -134,22 +249,73 @@ fn native(
     memory: &mut Memory<'_>,
     gprs: &mut Gprs,
 ) -> (usize, Result<(), Error>) {
-    let len = memory.as_slice().len();
-    let address = match memory {
-        Memory::In(data) => data.as_mut_ptr().expose_provenance(),
-        Memory::Out(data) => data.as_ptr().expose_provenance(),
-    } as u64;
-    let rep = matches!(insn.operand, PortOperand::String { rep: true, .. });
-    let access = PortAccess::of(insn, gprs);
+    if memory.as_slice().is_empty() {
+        return (0, Ok(())); // a form without REP would not look at the count
+    }
     let mut live = *gprs;
-    *pointer(insn.direction, &mut live) = address;
+    let rep = matches!(insn.operand, PortOperand::String { rep: true, .. });
     if rep {
         live.rcx = count;
     }
-    // SAFETY: whoever called `native` vouched for the port; the pointer is to as many bytes as the count says, to be
-    // written for INS and read for OUTS.
-    let result = unsafe { table.stub(insn).run(&mut live) };
-    settle(access, result, live, (address, len), gprs)
+    let (address, len) = (memory.address(), memory.as_slice().len());
+    // SAFETY: the count is that of the elements in the slice.
+    let result = unsafe { run_on(table, (insn, rep), address, &mut live) };
+    settle(PortAccess::of(insn, gprs), result, live, (address, len), gprs)
+}
+
+/// As [`native`], from the end of the slice to its start: one element after the other, as the stubs run with DF clear. RCX
+/// is what it is for the guest at each of them.
+fn native_downwards(
+    table: &StubTable,
+    insn: IoInsn,
+    steps: &Steps,
+    memory: &mut Memory<'_>,
+    gprs: &mut Gprs,
+) -> (usize, Result<(), Error>) {
+    let (width, access) = (steps.width(), PortAccess::of(insn, gprs));
+    let (start, len) = (memory.address(), memory.as_slice().len());
+    let mut left_by_device = *gprs;
+    for done in (0..len).step_by(width) {
+        let (mut live, address) = (left_by_device, start + (len - done - width) as u64);
+        steps.after((done / width) as u64, &mut live);
+        // The port of an instruction is that of its first element, whatever firmware makes of DX.
+        live.rdx = gprs.rdx;
+        // SAFETY: the address is that of an element in the slice, and without REP it is one.
+        let result = unsafe { run_on(table, (insn, false), address, &mut live) };
+        match settle(access, result, live, (address, width), &mut left_by_device) {
+            (_, Ok(())) => {}
+            (_, Err(error @ Error::Fault { .. })) => return (done, Err(error)),
+            (_, Err(error)) => return (0, Err(error)),
+        }
+    }
+    *gprs = left_by_device;
+    (len, Ok(()))
+}
+
+/// Runs the stub of INS or OUTS with or without REP, on memory of this process.
+///
+/// # Safety
+///
+/// As many elements as RCX of `live` says, or one without REP, lie in memory that is lent for it from `address` on: to be
+/// written for INS, and read for OUTS.
+unsafe fn run_on(table: &StubTable, (insn, rep): (IoInsn, bool), address: u64, live: &mut Gprs) -> Result<(), IoFault> {
+    *pointer(insn.direction, live) = address;
+    let operand = match insn.operand {
+        // The slice may be anywhere: always the instruction of 64-bit address size.
+        PortOperand::String { segment, .. } => PortOperand::String { rep, address: AddressSize::Bits64, segment },
+        operand => operand,
+    };
+    // SAFETY: whoever called `native` of the builder vouched for the port; of the memory, the caller.
+    unsafe { table.stub(IoInsn { operand, ..insn }).run(live) }
+}
+
+impl Memory<'_> {
+    fn address(&mut self) -> u64 {
+        match self {
+            Memory::In(data) => data.as_mut_ptr().expose_provenance() as u64,
+            Memory::Out(data) => data.as_ptr().expose_provenance() as u64,
+        }
+    }
 }
 
 /// What an instruction on the hardware has come to that left `live` in the registers, and had a slice by its address and

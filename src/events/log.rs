@@ -74,7 +74,7 @@ struct Changed<'a>(&'a Gprs, &'a Gprs);
 impl fmt::Display for Changed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        for (name, before, after) in self.0.differences(self.1) {
+        for (name, before, after) in self.1.changed(self.0) {
             write!(f, "{separator}{name}: {before:#x} → {after:#x}")?;
             separator = ", ";
         }

@@ -1,6 +1,9 @@
 //! Registers by name, and register files from their written form.
 
+use core::fmt::{self, Write};
 use core::str::FromStr;
+
+use arrayvec::ArrayString;
 
 use crate::Gprs;
 
@@ -68,14 +71,23 @@ impl Gprs {
     /// Sets a register, or a part of one; the rest of it stays as it is. (An instruction that writes a 32-bit register
     /// clears the upper half; this does not.)
     ///
+    /// ```
+    /// use ioemul::Gprs;
+    /// let mut gprs = Gprs { rax: 0x1122_3344_5566_7788, ..Gprs::default() };
+    /// gprs.set("ax", 0x99)?;
+    /// assert_eq!(gprs.rax, 0x1122_3344_5566_0099);
+    /// assert!(gprs.set("al", 0x100).is_err());
+    /// # Ok::<(), ioemul::ParseGprsError>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ParseGprsError`] when there is no such register, or the value does not fit; the registers are then as they
     /// were.
     pub fn set(&mut self, name: &str, value: u64) -> Result<(), ParseGprsError> {
-        let part = Part::of(name).ok_or(ParseGprsError::Name)?;
+        let part = Part::of(name).ok_or_else(|| ParseGprsError::Name { name: Excerpt::of(name) })?;
         if value > part.mask() {
-            return Err(ParseGprsError::Range { bits: part.bits });
+            return Err(ParseGprsError::Range { name: Excerpt::of(name), bits: part.bits });
         }
         let mut words = self.to_words();
         let word = &mut words[part.word];
@@ -95,21 +107,24 @@ impl FromStr for Gprs {
     /// use ioemul::Gprs;
     /// let gprs: Gprs = "rax=0x5 rbx=7, ch=0x10".parse()?;
     /// assert_eq!(gprs, Gprs { rax: 5, rbx: 7, rcx: 0x1000, ..Gprs::default() });
+    /// let error = "rax=5 rbx=0xy".parse::<Gprs>().unwrap_err();
+    /// assert!(error.to_string().starts_with("`rbx=0xy`: "));
     /// # Ok::<(), ioemul::ParseGprsError>(())
     /// ```
     fn from_str(text: &str) -> Result<Self, ParseGprsError> {
         let mut gprs = Self::default();
         let separator = |letter: char| letter == ',' || letter.is_ascii_whitespace();
         for word in text.split(separator).filter(|word| !word.is_empty()) {
-            let (name, value) = word.split_once('=').ok_or(ParseGprsError::Form)?;
+            let (name, value) = word.split_once('=').ok_or_else(|| ParseGprsError::Form { word: Excerpt::of(word) })?;
+            let wrong = || ParseGprsError::Value { word: Excerpt::of(word) };
             let value = match value.strip_prefix("0x") {
                 Some(digits) if digits.bytes().all(|digit| digit.is_ascii_hexdigit()) => {
                     u64::from_str_radix(digits, 16)
                 }
                 None if value.bytes().all(|digit| digit.is_ascii_digit()) => value.parse(),
-                _ => return Err(ParseGprsError::Value),
+                _ => return Err(wrong()),
             };
-            gprs.set(name, value.map_err(|_| ParseGprsError::Value)?)?;
+            gprs.set(name, value.map_err(|_| wrong())?)?;
         }
         Ok(gprs)
     }
@@ -120,22 +135,67 @@ impl FromStr for Gprs {
 #[non_exhaustive]
 pub enum ParseGprsError {
     /// Something that is not `name=value`.
-    #[error("registers are written `name=value`, as in `rax=0x5 rbx=7`")]
-    Form,
+    #[error("`{word}`: registers are written `name=value`, as in `rax=0x5 rbx=7`")]
+    Form {
+        /// What is there instead.
+        word: Excerpt,
+    },
     /// A register that there is not.
     #[error(
-        "no such register: there are rax, rbx, rcx, rdx, rsi, rdi, rbp, r8 to r15, rflags, and their parts as eax, ax, al, ah, r8d"
+        "`{name}`: no such register: there are rax, rbx, rcx, rdx, rsi, rdi, rbp, r8 to r15, rflags, and their parts as eax, ax, al, ah, r8d"
     )]
-    Name,
+    Name {
+        /// What it is called.
+        name: Excerpt,
+    },
     /// A value that is no number of 64 bits.
-    #[error("a value is a number of at most 64 bits, decimal or, with 0x, hexadecimal")]
-    Value,
+    #[error("`{word}`: a value is a number of at most 64 bits, decimal or, with 0x, hexadecimal")]
+    Value {
+        /// The register and the value.
+        word: Excerpt,
+    },
     /// A value that is too large for the part of the register.
-    #[error("the value does not fit the {bits} bits of the register")]
+    #[error("`{name}`: the value does not fit the {bits} bits of the register")]
     Range {
-        /// How many it has.
+        /// The register.
+        name: Excerpt,
+        /// How many bits it has.
         bits: u32,
     },
+}
+
+/// What an error repeats of the text that it is about: all of it, or the beginning, so that no memory is needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Excerpt {
+    text: ArrayString<32>,
+    is_cut: bool,
+}
+
+impl Excerpt {
+    fn of(text: &str) -> Self {
+        let mut excerpt = Self { text: ArrayString::new(), is_cut: false };
+        excerpt.is_cut = text.chars().any(|letter| excerpt.text.try_push(letter).is_err());
+        excerpt
+    }
+
+    /// The text, or its first 32 bytes.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Excerpt {
+    /// As it is written in a program: control characters are escaped. What was cut off is an ellipsis.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.text.escape_debug())?;
+        if self.is_cut { f.write_char('…') } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
 }
 
 #[cfg(test)]
@@ -173,23 +233,43 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_refused() {
+    fn an_error_repeats_what_is_wrong() {
+        let excerpt = Excerpt::of;
         for (text, error) in [
-            ("rax", ParseGprsError::Form),
-            ("rsp=1", ParseGprsError::Name),
-            ("rax=", ParseGprsError::Value),
-            ("rax=0x", ParseGprsError::Value),
-            ("rax=+1", ParseGprsError::Value),
-            ("rax=ff", ParseGprsError::Value),
-            ("rax=0x10000000000000000", ParseGprsError::Value),
-            ("al=0x100", ParseGprsError::Range { bits: 8 }),
+            ("rbx=7 rax", ParseGprsError::Form { word: excerpt("rax") }),
+            ("rbx=7 rsp=1", ParseGprsError::Name { name: excerpt("rsp") }),
+            ("=1", ParseGprsError::Name { name: excerpt("") }),
+            ("rax=", ParseGprsError::Value { word: excerpt("rax=") }),
+            ("rax=0x", ParseGprsError::Value { word: excerpt("rax=0x") }),
+            ("rax=+1,rbx=2", ParseGprsError::Value { word: excerpt("rax=+1") }),
+            ("rax=ff", ParseGprsError::Value { word: excerpt("rax=ff") }),
+            ("rax=0x10000000000000000", ParseGprsError::Value { word: excerpt("rax=0x10000000000000000") }),
+            ("rax=1 al=0x100", ParseGprsError::Range { name: excerpt("al"), bits: 8 }),
         ] {
             assert_eq!(text.parse::<Gprs>(), Err(error), "{text}");
         }
+        assert_eq!(Gprs::default().set("eflags", 0), Err(ParseGprsError::Name { name: excerpt("eflags") }));
+    }
+
+    #[test]
+    fn text_that_is_accepted() {
         assert_eq!(" ".parse(), Ok(Gprs::default()));
         assert_eq!(
             "rflags=0x8d5 rax=18446744073709551615".parse(),
             Ok(Gprs { rflags: 0x8d5, rax: u64::MAX, ..Gprs::default() })
         );
+    }
+
+    #[test]
+    #[cfg(feature = "std")]
+    fn an_excerpt_is_short_and_harmless() {
+        let long = "é".repeat(40);
+        let excerpt = Excerpt::of(&long);
+        assert_eq!(excerpt.as_str(), "é".repeat(16));
+        assert_eq!(excerpt.to_string(), "é".repeat(16) + "…");
+        assert_eq!(Excerpt::of(&long[..32]).to_string(), "é".repeat(16));
+        assert_eq!(Excerpt::of("a\x1b[2J\"").to_string(), r#"a\u{1b}[2J\""#);
+        // A letter that does not fit ends it, though a smaller one behind it would.
+        assert_eq!(Excerpt::of(&("x".repeat(31) + "éy")).as_str(), "x".repeat(31));
     }
 }

@@ -1,6 +1,7 @@
 //! The ports that no tool should touch by accident, and why.
 
-use std::ops::RangeInclusive;
+use core::fmt;
+use core::ops::RangeInclusive;
 
 use crate::Width;
 
@@ -128,9 +129,9 @@ impl Hazard {
     }
 }
 
-impl std::fmt::Display for Hazard {
+impl fmt::Display for Hazard {
     /// One line: the ports, the device, the reason.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (first, last) = (self.ports.start(), self.ports.end());
         write!(f, "{first:#x}")?;
         if first != last {

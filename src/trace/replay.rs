@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Record, RecordedError, Trace};
+use crate::insn::Steps;
 use crate::{DeviceError, Direction, Gprs, PortAccess, PortDevice, PortOperand, SoftwareBus, StringError, Width};
 
 /// A [`Trace`] about to be played back: [`strict`](Self::strict) or [`lenient`](Self::lenient) says how.
@@ -165,8 +166,8 @@ struct Player {
 /// one.
 struct Index {
     unused: HashMap<Question, VecDeque<usize>>,
-    /// Of OUTS that ended early, by port, width and length: how many bytes they moved.
-    early: HashMap<(u16, Width, usize), BTreeSet<usize>>,
+    /// Those of INS and OUTS that ended in an error, which answer accesses of several lengths: they are looked through.
+    failed: HashMap<(u16, Width, Direction), BTreeSet<usize>>,
     /// Has keys of its own: nobody writes a trace in which the data of all records have one hash.
     hasher: RandomState,
 }
@@ -196,42 +197,63 @@ struct Got<'a> {
 
 impl Index {
     fn new(records: &[Record]) -> Self {
-        let mut index = Self { unused: HashMap::new(), early: HashMap::new(), hasher: RandomState::new() };
+        let mut index = Self { unused: HashMap::new(), failed: HashMap::new(), hasher: RandomState::new() };
         for (at, record) in records.iter().enumerate() {
-            let Some(got) = Got::recorded(record) else { continue };
-            let moved = got.data.len();
-            index.unused.entry(index.question(&got, moved)).or_default().push_back(at);
-            if let (Direction::Out, Some(len)) = (got.access.direction, got.string)
-                && moved < len
-            {
-                index.early.entry((got.access.port, got.access.width, len)).or_default().insert(moved);
-            }
+            let access = PortAccess::of(record.insn, &record.before);
+            let string = match record.requested() {
+                None => None,
+                Some(0) => continue, // no access
+                Some(_) if record.error.is_some() => {
+                    index.failed.entry((access.port, access.width, access.direction)).or_default().insert(at);
+                    continue;
+                }
+                Some(len) => match usize::try_from(len) {
+                    Ok(len) => Some(len),
+                    Err(_) => continue, // none that can be made
+                },
+            };
+            let (value, data) = match access.direction {
+                Direction::In => (0, Vec::new()),
+                Direction::Out => (record.before.rax as u32 & access.width.mask(), record.elements().collect()),
+            };
+            let question = index.question(&Got { access, value, string, data: &data });
+            index.unused.entry(question).or_default().push_back(at);
         }
         index
     }
 
-    /// What `got` asks, of a record that moved so many bytes.
-    fn question(&self, got: &Got<'_>, moved: usize) -> Question {
+    fn question(&self, got: &Got<'_>) -> Question {
         let PortAccess { port, width, direction, .. } = got.access;
         let written = match got.string {
-            Some(_) => self.hasher.hash_one(got.data.get(..moved)),
+            Some(_) => self.hasher.hash_one(got.data),
             None => got.value.into(),
         };
         Question { port, width, direction, string: got.string, written }
     }
 
-    /// The first record that answers `got`, and the question that it answers.
-    fn find(&self, got: &Got<'_>) -> Option<(usize, Question)> {
-        let all = got.data.len();
-        let early = self.early.get(&(got.access.port, got.access.width, all)).into_iter().flatten().copied();
-        let questions = early.chain([all]).map(|moved| self.question(got, moved));
-        let answered = questions.filter_map(|question| Some((*self.unused.get(&question)?.front()?, question)));
-        answered.min_by_key(|(at, _)| *at)
-    }
-
-    /// Takes the record out that [`Self::find`] has found.
-    fn take(&mut self, question: &Question) {
-        self.unused.get_mut(question).and_then(VecDeque::pop_front);
+    /// Takes out the first of the records that answers `got`, if `may` says so.
+    fn take<E>(
+        &mut self,
+        got: &Got<'_>,
+        records: &[Record],
+        may: impl FnOnce(usize) -> Result<(), E>,
+    ) -> Result<Option<usize>, E> {
+        let PortAccess { port, width, direction, .. } = got.access;
+        let question = self.question(got);
+        let whole = self.unused.get_mut(&question);
+        let failed = self.failed.get_mut(&(port, width, direction)).filter(|_| got.string.is_some());
+        let fits =
+            |at: &&usize| records.get(**at).is_some_and(|record| got.is_access_of(record) && got.writes_as(record));
+        let first_failed = failed.as_ref().and_then(|failed| failed.iter().find(fits).copied());
+        let first_whole = whole.as_ref().and_then(|whole| whole.front().copied());
+        let Some(first) = first_whole.into_iter().chain(first_failed).min() else { return Ok(None) };
+        may(first)?;
+        match (whole, failed) {
+            (Some(whole), _) if first_whole == Some(first) => drop(whole.pop_front()),
+            (_, Some(failed)) => drop(failed.remove(&first)),
+            _ => {}
+        }
+        Ok(Some(first))
     }
 }
 
@@ -239,28 +261,24 @@ impl Player {
     /// The place of the record that answers `got`; `None` where a lenient replay finds nobody.
     fn find(&mut self, got: &Got<'_>, gprs: &Gprs) -> Result<Option<usize>, ReplayError> {
         let records = &self.shared.records;
-        let (at, question) = match &self.lenient {
-            Some(index) => match index.find(got) {
-                Some((at, question)) => (at, Some(question)),
+        let may = |at: usize| match records.get(at) {
+            Some(record) => got.can_be_given(at + 1, record),
+            None => Err(ReplayError::Ended { recorded: records.len(), got: got.describe() }),
+        };
+        let at = match &mut self.lenient {
+            Some(index) => match index.take(got, records, may)? {
+                Some(at) => at,
                 None => return Ok(None),
             },
-            None => (self.shared.first_unused.load(Ordering::Relaxed), None),
-        };
-        let Some(record) = records.get(at) else {
-            return Err(ReplayError::Ended { recorded: records.len(), got: got.describe() });
-        };
-        if self.lenient.is_none() {
-            got.check(at + 1, record, gprs)?;
-        }
-        if got.string.is_none() && got.access.direction == Direction::In && got.access.width.bytes() == 4 {
-            let rax = record.after.rax;
-            if record.error.is_none() && rax > u32::MAX.into() {
-                return Err(ReplayError::WideInput { number: at + 1, rax });
+            None => {
+                let at = self.shared.first_unused.load(Ordering::Relaxed);
+                if let Some(record) = records.get(at) {
+                    got.check(at + 1, record, gprs)?;
+                }
+                may(at)?;
+                at
             }
-        }
-        if let (Some(index), Some(question)) = (&mut self.lenient, question) {
-            index.take(&question);
-        }
+        };
         self.used[at] = true;
         self.shared.replayed.fetch_add(1, Ordering::Relaxed);
         self.pass_over_used();
@@ -344,7 +362,7 @@ impl PortDevice for Player {
         match self.play(&got, gprs).map_err(|source| StringError { done: 0, source })? {
             None => data.fill(0xff),
             Some(record) => {
-                data.iter_mut().zip(&record.data).for_each(|(byte, recorded)| *byte = *recorded);
+                data.iter_mut().zip(record.elements()).for_each(|(byte, recorded)| *byte = recorded);
                 record.end_of_string()?;
             }
         }
@@ -361,13 +379,27 @@ impl PortDevice for Player {
 }
 
 impl Record {
-    /// Bytes that INS or OUTS was asked to move; `None` for IN and OUT.
+    /// Bytes that INS or OUTS was asked to move; `None` for IN and OUT. Those that its memory had no room for are not among
+    /// them: it has left them in RCX.
     pub(super) fn requested(&self) -> Option<u64> {
-        let PortOperand::String { rep, address, .. } = self.insn.operand else {
-            return None;
+        let steps = Steps::of(self.insn, &self.before)?;
+        let bytes = |elements: u64| elements.saturating_mul(self.insn.width.bytes().into());
+        let moved = match self.insn.operand {
+            PortOperand::String { rep: true, address, .. } if self.error.is_none() && !self.data.is_empty() => {
+                bytes(steps.count().saturating_sub(self.after.rcx & address.mask()))
+            }
+            _ => 0,
         };
-        let count = if rep { self.before.rcx & address.mask() } else { 1 };
-        Some(count.saturating_mul(self.insn.width.bytes().into()))
+        let is_part = moved == self.data.len() as u64 && moved > 0;
+        Some(if is_part { moved } else { bytes(steps.count()) })
+    }
+
+    /// The data in the order in which a device sees it: that of the elements, which with DF set is not that of memory.
+    fn elements(&self) -> impl Iterator<Item = u8> {
+        let (width, len) = (usize::from(self.insn.width.bytes()), self.data.len());
+        let downwards = Steps::of(self.insn, &self.before).is_some_and(|steps| steps.downwards());
+        let place = move |i: usize| if downwards { (len - 1 - i) / width * width + i % width } else { i };
+        (0..len).map(move |i| self.data[place(i)])
     }
 
     fn end_of_string(&self) -> Result<(), StringError> {
@@ -378,28 +410,27 @@ impl Record {
     }
 }
 
-impl<'r> Got<'r> {
-    /// What asks for this record again; `None` where that is no access, or none that can be made.
-    fn recorded(record: &'r Record) -> Option<Self> {
-        let access = PortAccess::of(record.insn, &record.before);
-        let string = match record.requested() {
-            None => None,
-            Some(0) => return None,
-            Some(len) => Some(usize::try_from(len).ok()?),
-        };
-        let (value, data) = match access.direction {
-            Direction::In => (0, &[][..]),
-            Direction::Out => (record.before.rax as u32 & access.width.mask(), &record.data[..]),
-        };
-        Some(Self { access, value, string, data })
-    }
-}
-
 impl Got<'_> {
+    /// Whether a bus can give what was recorded: an IN of 4 bytes has zero-extended EAX.
+    fn can_be_given(&self, number: usize, record: &Record) -> Result<(), ReplayError> {
+        let is_dword_in =
+            self.string.is_none() && self.access.direction == Direction::In && self.access.width == Width::Dword;
+        let rax = record.after.rax;
+        match is_dword_in && record.error.is_none() && rax > u32::MAX.into() {
+            true => Err(ReplayError::WideInput { number, rax }),
+            false => Ok(()),
+        }
+    }
+
     fn is_access_of(&self, record: &Record) -> bool {
         let PortAccess { port, width, direction, .. } = self.access;
         (port, width, direction) == (record.port(), record.insn.width, record.insn.direction)
-            && self.string.map(|len| len as u64) == record.requested()
+            && match (self.string.map(|len| len as u64), record.requested()) {
+                (Some(len), Some(requested)) if record.error.is_some() => {
+                    len <= requested && len >= record.data.len() as u64
+                }
+                (len, requested) => len == requested,
+            }
     }
 
     /// Whether it writes what was recorded; true for an IN.
@@ -407,7 +438,10 @@ impl Got<'_> {
         match (self.access.direction, self.string) {
             (Direction::In, _) => true,
             (Direction::Out, None) => self.value == record.before.rax as u32 & self.access.width.mask(),
-            (Direction::Out, Some(_)) => self.data.starts_with(&record.data),
+            (Direction::Out, Some(_)) => {
+                record.data.len() <= self.data.len()
+                    && record.elements().eq(self.data[..record.data.len()].iter().copied())
+            }
         }
     }
 
@@ -430,9 +464,10 @@ impl Got<'_> {
             let _ = write!(expected, ", {register} = {here:#x}");
             let _ = write!(got, ", {register} = {there:#x}");
         }
-        if let Some(at) = record.data.iter().zip(self.data).position(|(a, b)| a != b) {
-            let _ = write!(expected, ", byte {at} = {:#04x}", record.data[at]);
-            let _ = write!(got, ", byte {at} = {:#04x}", self.data[at]);
+        let mut bytes = record.elements().zip(self.data).enumerate();
+        if let Some((at, (recorded, written))) = bytes.find(|(_, (recorded, written))| recorded != *written) {
+            let _ = write!(expected, ", byte {at} = {recorded:#04x}");
+            let _ = write!(got, ", byte {at} = {written:#04x}");
         }
         Err(ReplayError::Unexpected { number, expected, got })
     }

@@ -7,6 +7,8 @@ use crate::Gprs;
 
 /// `RPCI`, guest to host: the protocol of GuestRPC.
 const RPCI: u32 = 0x4943_5052;
+/// `TCLO`, host to guest: the guest polls for messages, and answers them.
+const TCLO: u32 = 0x4f4c_4354;
 /// In the protocol word: the guest wants a channel that nobody else can use.
 const WITH_COOKIES: u32 = 1 << 31;
 /// What a guest can make the host hold, per channel.
@@ -32,6 +34,7 @@ type Host = dyn FnMut(&[u8]) -> Vec<u8> + Send;
 
 /// An open channel.
 struct Channel {
+    protocol: Protocol,
     cookies: Option<(u32, u32)>,
     request: Vec<u8>,
     /// Bytes of the request still to come.
@@ -40,6 +43,14 @@ struct Channel {
     reply: Option<Vec<u8>>,
     /// Bytes of the reply that the guest has.
     taken: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    /// The host answers each request.
+    Rpci,
+    /// The host, that is us, has nothing to say.
+    Tclo,
 }
 
 impl Channels {
@@ -64,23 +75,27 @@ impl Channels {
                 },
             },
         };
-        set_high_word(&mut gprs.rcx, status);
+        gprs.rcx = in_high_word(status);
     }
 
     fn open(&mut self, gprs: &mut Gprs) -> u16 {
-        let protocol = gprs.rbx as u32;
-        let free = self.channels.iter().position(Option::is_none);
-        let (Some(id), RPCI) = (free, protocol & !WITH_COOKIES) else {
+        let wanted = gprs.rbx as u32;
+        let protocol = match wanted & !WITH_COOKIES {
+            RPCI => Protocol::Rpci,
+            TCLO => Protocol::Tclo,
+            _ => return FAILURE,
+        };
+        let Some(id) = self.channels.iter().position(Option::is_none) else {
             return FAILURE;
         };
-        self.opened = self.opened.wrapping_add(1);
-        let cookies = (protocol & WITH_COOKIES != 0)
+        self.opened = self.opened.wrapping_add(1).max(1); // cookies of 0 would look like none
+        let cookies = (wanted & WITH_COOKIES != 0)
             .then(|| (self.opened.wrapping_mul(0x9e37_79b9), self.opened.wrapping_mul(0x85eb_ca6b)));
         if let Some((high, low)) = cookies {
             (gprs.rsi, gprs.rdi) = (high.into(), low.into());
         }
-        set_high_word(&mut gprs.rdx, id as u16);
-        self.channels[id] = Some(Channel { cookies, request: Vec::new(), missing: 0, reply: None, taken: 0 });
+        gprs.rdx = in_high_word(id as u16);
+        self.channels[id] = Some(Channel { protocol, cookies, request: Vec::new(), missing: 0, reply: None, taken: 0 });
         SUCCESS
     }
 
@@ -98,7 +113,7 @@ impl Channels {
             Some((channel, host)) if is_message(gprs) => channel.send(data, host),
             _ => FAILURE,
         };
-        set_high_word(&mut gprs.rbx, status);
+        gprs.rbx = in_high_word(status);
     }
 
     /// REP INSB from the high-bandwidth port: what the guest does not have yet of the reply.
@@ -107,7 +122,7 @@ impl Channels {
             Some((channel, _)) if is_message(gprs) => channel.receive(data),
             _ => FAILURE,
         };
-        set_high_word(&mut gprs.rbx, status);
+        gprs.rbx = in_high_word(status);
     }
 
     /// The channel that EDX names, if it is open and these are its cookies, the high one first.
@@ -148,27 +163,33 @@ impl Channel {
     }
 
     fn complete(&mut self, host: &mut Host) {
-        self.reply = Some(host(&self.request));
-        self.taken = 0;
+        if self.protocol == Protocol::Rpci {
+            self.reply = Some(host(&self.request));
+            self.taken = 0;
+        }
     }
 
     fn reply_size(&mut self, gprs: &mut Gprs) -> u16 {
         let Some(reply) = &self.reply else {
             return SUCCESS;
         };
+        self.taken = 0; // a guest that was interrupted asks again, and begins anew
         gprs.rbx = reply.len() as u64;
-        set_high_word(&mut gprs.rdx, 1); // what the host does now: step 1, from its side
+        gprs.rdx = in_high_word(1); // what the host does now: step 1, from its side
         SUCCESS | REPLY_WAITING | HIGH_BANDWIDTH
     }
 
     fn reply_data(&mut self, gprs: &mut Gprs) -> u16 {
+        if !is_well(gprs) {
+            return self.drop_reply();
+        }
         let left = self.reply.as_ref().map_or(0, |reply| reply.len() - self.taken);
         let mut word = [0; 4];
-        if gprs.rbx as u16 & SUCCESS == 0 || self.receive(&mut word[..left.min(4)]) == FAILURE {
+        if self.receive(&mut word[..left.min(4)]) == FAILURE {
             return FAILURE;
         }
         gprs.rbx = u32::from_le_bytes(word).into();
-        set_high_word(&mut gprs.rdx, 2); // step 2, from the host's side
+        gprs.rdx = in_high_word(2); // step 2, from the host's side
         SUCCESS
     }
 
@@ -184,11 +205,22 @@ impl Channel {
     }
 
     fn end_of_reply(&mut self, gprs: &Gprs) -> u16 {
-        match self.reply.take() {
-            Some(_) if gprs.rbx as u16 & SUCCESS != 0 => SUCCESS,
-            _ => FAILURE,
+        match &self.reply {
+            None if is_well(gprs) => FAILURE,
+            _ => self.drop_reply(),
         }
     }
+
+    /// The guest could not receive it, or has it.
+    fn drop_reply(&mut self) -> u16 {
+        self.reply = None;
+        SUCCESS
+    }
+}
+
+/// Whether the guest could receive what came so far. Of the status that it sends, no other bit is its to set.
+fn is_well(gprs: &Gprs) -> bool {
+    gprs.rbx as u16 & SUCCESS != 0
 }
 
 /// The high-bandwidth port's command 0, with its status so far.
@@ -200,8 +232,9 @@ fn high_word(register: u64) -> u16 {
     (register >> 16) as u16
 }
 
-fn set_high_word(register: &mut u64, word: u16) {
-    *register = *register & 0xffff | u64::from(word) << 16;
+/// A whole register: clients compare all of it (iPXE), or want the low word 0 (vmt(4)).
+fn in_high_word(word: u16) -> u64 {
+    u64::from(word) << 16
 }
 
 impl fmt::Debug for Channels {
@@ -223,13 +256,13 @@ mod tests {
     fn step(channels: &mut Channels, step: u64, rbx: u32, guest: &Gprs) -> (u16, Gprs) {
         let mut gprs = Gprs { rbx: rbx.into(), rcx: step << 16 | 30, ..*guest };
         channels.step(&mut gprs);
-        assert_eq!(gprs.rcx & 0xffff, 30);
+        assert_eq!(gprs.rcx & !0xffff_0000, 0);
         (high_word(gprs.rcx), gprs)
     }
 
     fn open(channels: &mut Channels) -> Gprs {
         let (status, gprs) = step(channels, 0, RPCI | WITH_COOKIES, &Gprs { rdx: 0x5658, ..Gprs::default() });
-        assert_eq!((status, gprs.rdx & 0xffff), (SUCCESS, 0x5658));
+        assert_eq!((status, gprs.rdx & 0xffff), (SUCCESS, 0));
         gprs
     }
 
@@ -251,6 +284,8 @@ mod tests {
             (gprs.rbx as u32).to_le_bytes()
         });
         assert_eq!(words.concat(), b"1 hello\0");
+        step(channels, 3, 0, &guest); // from the beginning
+        assert_eq!(step(channels, 4, 1, &guest).1.rbx as u32, u32::from_le_bytes(*b"1 he"));
         assert_eq!(step(channels, 5, 1, &guest).0, SUCCESS);
         assert_eq!(step(channels, 3, 0, &guest).0, SUCCESS);
         assert_eq!(step(channels, 6, 0, &guest).0, SUCCESS);
@@ -261,12 +296,13 @@ mod tests {
     fn what_a_guest_may_not_do() {
         let channels = &mut channels();
         let nobody = Gprs::default();
-        assert_eq!(step(channels, 0, 0x4f4c_4354, &nobody).0, FAILURE); // TCLO, host to guest: not here
+        assert_eq!(step(channels, 0, 0x4f4c_4355, &nobody).0, FAILURE); // no such protocol
         assert_eq!(step(channels, 1, 5, &nobody).0, FAILURE); // no channel is open
         let guest = open(channels);
         assert_eq!(step(channels, 1, MAX_REQUEST + 1, &guest).0, FAILURE);
         assert_eq!(step(channels, 1, 5, &Gprs { rdi: 0, ..guest }).0, FAILURE); // somebody else's cookie
         assert_eq!(step(channels, 4, 1, &guest).0, FAILURE); // no reply
+        assert_eq!(step(channels, 5, 1, &guest).0, FAILURE);
         assert_eq!(step(channels, 7, 0, &guest).0, FAILURE);
         assert_eq!(step(channels, 1, 5, &Gprs { rdx: 0xffff_5658, ..guest }).0, FAILURE);
         for _ in 1..8 {
@@ -293,7 +329,41 @@ mod tests {
         for wrong in [Gprs { rbp: 1, ..gprs }, Gprs { rbx: 0x1_0001, ..gprs }, gprs] {
             let mut gprs = wrong;
             channels.receive_string(&mut reply, &mut gprs); // another cookie, another command, nothing left
-            assert_eq!(high_word(gprs.rbx), FAILURE);
+            assert_eq!(gprs.rbx, 0);
+        }
+    }
+
+    #[test]
+    fn a_reply_that_could_not_be_received_is_dropped() {
+        for failing in [4, 5] {
+            let channels = &mut channels();
+            let guest = open(channels);
+            step(channels, 1, 4, &guest);
+            step(channels, 2, 0, &guest);
+            assert_eq!(step(channels, 3, 0, &guest).0, SUCCESS | REPLY_WAITING | HIGH_BANDWIDTH);
+            assert_eq!(step(channels, failing, 0x80 | REPLY_WAITING as u32, &guest).0, SUCCESS);
+            assert_eq!(step(channels, 3, 0, &guest).0, SUCCESS); // nothing is waiting
+            assert_eq!(step(channels, 4, 1, &guest).0, FAILURE);
+            assert_eq!(step(channels, failing, 0, &guest).0, SUCCESS); // again, to no effect
+        }
+    }
+
+    #[test]
+    fn over_tclo_there_is_never_a_message() {
+        let channels = &mut Channels::new(|_| panic!("what the guest says is no request"));
+        for cookies in [0, WITH_COOKIES] {
+            let (status, guest) = step(channels, 0, TCLO | cookies, &Gprs::default());
+            assert_eq!(status, SUCCESS);
+            for word in [None, Some(u32::from_le_bytes(*b"OK A"))] {
+                let size = if word.is_some() { 4 } else { 0 };
+                assert_eq!(step(channels, 1, size, &guest).0, SUCCESS | HIGH_BANDWIDTH);
+                if let Some(word) = word {
+                    assert_eq!(step(channels, 2, word, &guest).0, SUCCESS);
+                }
+                let (status, gprs) = step(channels, 3, 0, &guest);
+                assert_eq!((status, gprs.rbx), (SUCCESS, 0));
+            }
+            assert_eq!(step(channels, 6, 0, &guest).0, SUCCESS);
         }
     }
 
