@@ -129,7 +129,8 @@ fn the_hardware_sees_the_guests_registers_exactly() {
     }
 }
 
-/// INS and OUTS on the hardware: RSI or RDI is the address of the slice, RCX the count, and all else the guest's.
+/// INS and OUTS on the hardware: RSI or RDI is the address of the slice (of its last element, if the guest's DF is set), RCX
+/// the count, and all else the guest's.
 #[test]
 fn a_string_instruction_has_the_slice_in_its_pointer_alone() {
     let mut rng = Rng(0x5eed);
@@ -140,6 +141,10 @@ fn a_string_instruction_has_the_slice_in_its_pointer_alone() {
         for insn in IoInsn::strings() {
             let given = Gprs { rcx: 5, rdx: 0x1f0, ..rng.gprs() };
             let mut gprs = given;
+            let address = match given.rflags >> 10 & 1 {
+                0 => address,
+                _ => address + memory.len() as u64 - u64::from(insn.width.bytes()),
+            };
             let (result, live) = match insn.direction {
                 Direction::In => (emulator.read_string(insn, &mut gprs, &mut memory), Gprs { rdi: address, ..given }),
                 _ => (emulator.write_string(insn, &mut gprs, &memory), Gprs { rsi: address, ..given }),

@@ -71,6 +71,25 @@ fn nothing_is_allocated() {
     }
 }
 
+/// A bus keeps the buffer for strings that go downwards: the first one of a length pays for all.
+#[test]
+fn downwards_little_is_allocated() {
+    const DF: u64 = 1 << 10;
+    for layout in StubLayout::ALL.iter().copied() {
+        let mut emulator = on_a_latch(layout);
+        let mut data = [0; 64];
+        let mut run = || {
+            allocations(|| {
+                let mut gprs = Gprs { rcx: 16, rdx: 0xe0, rflags: DF, ..Gprs::default() };
+                emulator.read_string(IoInsn::rep_ins(Width::Dword), &mut gprs, &mut data).unwrap();
+                gprs.rcx = 30;
+                emulator.write_string(IoInsn::rep_outs(Width::Word), &mut gprs, &data).unwrap();
+            })
+        };
+        assert_eq!([run(), run(), run()], [1, 0, 0], "{layout:?}");
+    }
+}
+
 #[test]
 fn a_fault_allocates_nothing() {
     // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.

@@ -4,69 +4,20 @@
 mod common;
 
 use common::{Rng, forms};
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{DecoderError, Instruction};
 use ioemul::{
-    AddressSize, DecodeError, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice,
-    PortOperand, PortSet, Segment, SoftwareBus, StubLayout, Width,
+    CodeSize, DecodeError, DeviceError, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus,
+    StubLayout, Width,
 };
 
 /// The form that iced-x86 sees, and its length.
 fn oracle(code: &[u8]) -> (Option<(IoInsn, usize)>, Instruction, DecoderError) {
-    let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
-    let insn = decoder.decode();
-    let error = decoder.last_error();
-    let len = insn.len();
-    let form = match insn.code() {
-        Code::Insb_m8_DX => string(Direction::In, Width::Byte, &insn, code),
-        Code::Insw_m16_DX => string(Direction::In, Width::Word, &insn, code),
-        Code::Insd_m32_DX => string(Direction::In, Width::Dword, &insn, code),
-        Code::Outsb_DX_m8 => string(Direction::Out, Width::Byte, &insn, code),
-        Code::Outsw_DX_m16 => string(Direction::Out, Width::Word, &insn, code),
-        Code::Outsd_DX_m32 => string(Direction::Out, Width::Dword, &insn, code),
-        io => {
-            // F2 and F3 mean nothing on IN and OUT: iced-x86 passes over them, this crate refuses them.
-            let repeats = code[..len].iter().take_while(|byte| !matches!(byte, 0xe4..=0xef)).any(is_repeat);
-            let operand = match insn.op_kinds().position(|kind| kind == OpKind::Immediate8) {
-                Some(at) => PortOperand::Imm8(insn.immediate(at as u32) as u8),
-                None => PortOperand::Dx,
-            };
-            common::kind(io).filter(|_| !repeats).map(|(direction, width)| IoInsn { direction, width, operand })
-        }
-    };
-    (form.map(|form| (form, len)), insn, error)
-}
-
-fn is_repeat(byte: &u8) -> bool {
-    matches!(byte, 0xf2 | 0xf3)
-}
-
-/// INS and OUTS; not with an FS or GS override on OUTS, which this crate refuses.
-fn string(direction: Direction, width: Width, insn: &Instruction, code: &[u8]) -> Option<IoInsn> {
-    let addr32 = match direction {
-        Direction::In => insn.op0_kind() == OpKind::MemoryESEDI,
-        _ => insn.op1_kind() == OpKind::MemorySegESI,
-    };
-    let far = matches!(insn.segment_prefix(), Register::FS | Register::GS) && direction == Direction::Out;
-    let rep = code[..insn.len() - 1].iter().any(is_repeat);
-    let address = if addr32 { AddressSize::Bits32 } else { AddressSize::Bits64 };
-    let segment = if direction == Direction::In { Segment::Es } else { Segment::Ds };
-    (!far).then_some(IoInsn { direction, width, operand: PortOperand::String { rep, address, segment } })
+    common::modes::oracle(CodeSize::Bits64, code)
 }
 
 /// Compares with the oracle.
 fn check(code: &[u8]) {
-    let ours = IoInsn::decode(code);
-    let (theirs, insn, error) = oracle(code);
-    assert_eq!(ours.ok(), theirs, "{code:02x?}: {ours:?}, iced-x86: {insn}");
-    match ours {
-        Err(DecodeError::Truncated { available }) => {
-            assert_eq!((available, error), (code.len(), DecoderError::NoMoreBytes), "{code:02x?}");
-        }
-        Err(DecodeError::TooLong) => assert!(code.len() >= 15 && insn.is_invalid(), "{code:02x?}"),
-        Err(DecodeError::Lock) => assert!(insn.is_invalid() && code.contains(&0xf0), "{code:02x?}"),
-        Err(DecodeError::Repeat { .. }) => assert!(!insn.is_invalid(), "{code:02x?}"),
-        _ => {}
-    }
+    common::modes::check(CodeSize::Bits64, code);
 }
 
 const PREFIXES: [u8; 11] = [0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65];
@@ -74,7 +25,7 @@ const OPCODES: [u8; 12] = [0x6c, 0x6d, 0x6e, 0x6f, 0xe4, 0xe5, 0xe6, 0xe7, 0xec,
 
 /// Random bytes, but mostly prefixes and the opcodes of port I/O.
 fn bytes(rng: &mut Rng, buffer: &mut [u8; 20]) -> usize {
-    // Few prefixes as a rule, so that LOCK and REP do not refuse everything; now and then more than fit.
+    // Few prefixes as a rule, so that LOCK does not refuse everything; now and then more than fit.
     let prefixes = [0, 1, 2, 3, 5, 17][rng.below(6)];
     for (i, byte) in buffer.iter_mut().enumerate() {
         *byte = match rng.below(16) {

@@ -30,9 +30,6 @@ fn bytes_that_are_not_port_io() {
         (&[0x66, 0xe5], "the instruction is cut off after 2 bytes"),
         (&[0x66; 15], "the instruction is longer than 15 bytes"),
         (&[0xf0, 0xec], "a LOCK prefix (f0) is not allowed on port I/O"),
-        (&[0xf3, 0xec], "a repeat prefix (f3) has no meaning on IN and OUT"),
-        (&[0xf2, 0xe7, 0x80], "a repeat prefix (f2) has no meaning on IN and OUT"),
-        (&[0x64, 0x6e], "a segment override (64) to FS or GS is not supported on OUTS"),
         (&[0x0f, 0xa2], "opcode 0f is not IN, OUT, INS or OUTS"),
     ] {
         let before = Gprs { rax: 1, rdx: 0x80, rcx: 2, rsi: 3, rdi: 4, ..Gprs::default() };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ioemul::events::{Attempt, Events, NoEvents, Outcome};
+use ioemul::events::{Attempt, DynEvents, Events, NoEvents, Outcome};
 use ioemul::{DeviceError, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
 
 /// Writes down every event.
@@ -79,6 +79,11 @@ fn transcript<const TIMED: bool>() -> Vec<String> {
     run(Log::<TIMED>::default()).0
 }
 
+/// One access of each kind.
+fn told(events: impl Events) {
+    run(events);
+}
+
 /// Everything that can happen, with a listener that is given back.
 fn run<E: Events>(events: E) -> E {
     let mut emulator = emulator(events);
@@ -113,6 +118,35 @@ fn every_end_of_an_access_is_told() {
 #[test]
 fn the_clock_is_read_for_those_who_ask() {
     assert_eq!(transcript::<true>(), TRANSCRIPT);
+}
+
+/// A listener behind a pointer is told the same; and its time, if and only if it asked for it.
+#[test]
+fn who_listens_can_be_decided_later() {
+    let (mut plain, mut timed) = (Log::<false>::default(), Log::<true>::default());
+    let listeners: [&mut dyn DynEvents; 2] = [&mut plain, &mut timed];
+    listeners.into_iter().for_each(told);
+    assert_eq!([&plain.0[..], &timed.0[..]], [TRANSCRIPT, TRANSCRIPT]);
+
+    let (mut plain, mut timed) = (Log::<false>::default(), Log::<true>::default());
+    let boxed: [Box<dyn DynEvents + Send + '_>; 2] = [Box::new(&mut plain), Box::new(&mut timed)];
+    for listener in boxed {
+        told((Some(listener), None::<Box<dyn DynEvents>>));
+    }
+    assert_eq!([&plain.0[..], &timed.0[..]], [TRANSCRIPT, TRANSCRIPT]);
+
+    let mut boxed = Box::new(Log::<false>::default());
+    told(&mut boxed);
+    assert_eq!(boxed.0, TRANSCRIPT);
+    const { assert!(!<Box<Log<false>> as Events>::TIMED && <Box<Log<true>> as Events>::TIMED) };
+}
+
+/// An emulator that has such a listener goes to another thread.
+#[test]
+fn an_emulator_with_a_listener_behind_a_pointer_is_sent() {
+    let listener: Box<dyn DynEvents + Send> = Box::new(Log::<false>::default());
+    let mut emulator = emulator(listener);
+    std::thread::spawn(move || emulator.port_in(0x10, Width::Byte).unwrap()).join().unwrap();
 }
 
 /// A listener hears the same wherever it is: lent, one of two, one that may be there; and the clock is read if one of

@@ -113,7 +113,15 @@ fn outs_reads_memory_with_the_guest_in_view() {
                 .map(|element| element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
                 .collect();
             assert_eq!(taken.iter().map(|taken| taken.0).collect::<Vec<_>>(), expected, "{insn}");
-            assert!(taken.iter().all(|taken| taken.1 == before), "{insn}: all of them are the guest's");
+            // All of them are the guest's: those of the instruction as they are at the element.
+            for (i, taken) in taken.iter().enumerate() {
+                let moved = Gprs {
+                    rcx: written(before.rcx - i as u64, addr32),
+                    rsi: written(before.rsi + (i * width) as u64, addr32),
+                    ..before
+                };
+                assert_eq!(taken.1, if i == 0 { before } else { moved }, "{insn}, element {i}");
+            }
             let after = Gprs {
                 rcx: if rep { 0 } else { before.rcx },
                 rsi: written(before.rsi.wrapping_add(len as u64), addr32),
@@ -668,5 +676,302 @@ fn slices_of_no_bytes() {
             assert!(matches!(one, Error::StringOutOfBounds { count: 1, available: 0, .. }), "{one}");
             assert_eq!((gprs, taken.lock().unwrap().len()), (before, 0));
         }
+    }
+}
+
+/// Every form, its segment and its 16-bit addresses included.
+fn all_forms(direction: Direction) -> impl Iterator<Item = (IoInsn, bool, AddressSize)> {
+    let addresses = [AddressSize::Bits16, AddressSize::Bits32, AddressSize::Bits64];
+    addresses.into_iter().flat_map(move |address| {
+        [false, true].into_iter().flat_map(move |rep| {
+            let segment = if direction == Direction::In { Segment::Es } else { Segment::Gs };
+            let operand = PortOperand::String { rep, address, segment };
+            Width::ALL.iter().map(move |width| (IoInsn { direction, width: *width, operand }, rep, address))
+        })
+    })
+}
+
+/// A register after it was moved, by the rules of its size (SDM vol. 1, 3.4.1.1 and 3.7.5; vol. 2, REP).
+fn moved(before: u64, by: i64, address: AddressSize) -> u64 {
+    let sum = before.wrapping_add(by as u64);
+    match address {
+        _ if by == 0 => before,
+        AddressSize::Bits16 => before & !0xffff | sum & 0xffff,
+        AddressSize::Bits32 => sum & 0xffff_ffff,
+        AddressSize::Bits64 => sum,
+    }
+}
+
+/// The registers of an instruction after so many elements.
+fn after(insn: IoInsn, elements: usize, before: Gprs) -> Gprs {
+    let PortOperand::String { rep, address, .. } = insn.operand else { panic!("{insn}") };
+    let bytes = (elements * usize::from(insn.width.bytes())) as i64;
+    let by = if before.rflags & DF == 0 { bytes } else { -bytes };
+    let rcx = if rep { moved(before.rcx, -(elements as i64), address) } else { before.rcx };
+    match insn.direction {
+        Direction::In => Gprs { rcx, rdi: moved(before.rdi, by, address), ..before },
+        Direction::Out => Gprs { rcx, rsi: moved(before.rsi, by, address), ..before },
+    }
+}
+
+/// The elements of a slice in the order in which an instruction moves them: from its start, or from its end.
+fn elements(memory: &[u8], width: Width, downwards: bool) -> Vec<&[u8]> {
+    let width = width.bytes().into();
+    if downwards { memory.rchunks_exact(width).collect() } else { memory.chunks_exact(width).collect() }
+}
+
+fn number(element: &[u8]) -> u32 {
+    element.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
+}
+
+/// The slice is the guest's memory, lowest address first. With DF clear the first element is at its start; with DF set at its
+/// end, and the pointers move down. At each element the device sees the registers as they are there.
+#[test]
+fn df_says_which_way() {
+    for rflags in [0, DF, DF | Gprs::STATUS_FLAGS, !DF, u64::MAX] {
+        let downwards = rflags & DF != 0;
+        for (mut emulator, taken) in emulators(usize::MAX) {
+            for (insn, rep, address) in all_forms(Direction::Out) {
+                let width = insn.width;
+                for spare in 0..5 {
+                    let before = Gprs { rcx: 0xdead_beef_0000_0000 & !address.mask() | 3, rflags, ..registers(0) };
+                    let count = if rep { 3 } else { 1 };
+                    let memory: Vec<u8> = (1..).take(3 * usize::from(width.bytes()) + spare).collect();
+                    let (mut gprs, len) = (before, count * usize::from(width.bytes()));
+                    assert_eq!(emulator.write_string(insn, &mut gprs, &memory).unwrap(), len, "{insn}");
+                    let seen: Vec<_> = taken.lock().unwrap().drain(..).collect();
+                    let expected: Vec<_> = elements(&memory, width, downwards)[..count]
+                        .iter()
+                        .enumerate()
+                        .map(|(i, element)| (number(element), after(insn, i, before)))
+                        .collect();
+                    assert_eq!(seen, expected, "{insn}, DF {downwards}, {spare} bytes to spare");
+                    assert_eq!(gprs, after(insn, count, before), "{insn}, DF {downwards}");
+                }
+            }
+        }
+        for (insn, rep, address) in all_forms(Direction::In) {
+            for (mut emulator, _) in emulators(usize::MAX) {
+                let mut next = 0;
+                for spare in 0..5 {
+                    let before = Gprs { rcx: 0xdead_beef_0000_0000 & !address.mask() | 3, rflags, ..registers(0) };
+                    let (count, width) = (if rep { 3 } else { 1 }, usize::from(insn.width.bytes()));
+                    let (mut gprs, mut memory) = (before, vec![0xaa; 3 * width + spare]);
+                    let len = emulator.read_string(insn, &mut gprs, &mut memory).unwrap();
+                    assert_eq!(len, count * width, "{insn}");
+                    for (i, element) in elements(&memory, insn.width, downwards).iter().enumerate() {
+                        next += u32::from(i < count);
+                        let expected = if i < count { next as u8 } else { 0xaa };
+                        assert!(element.iter().all(|byte| *byte == expected), "{insn}, DF {downwards}: {memory:x?}");
+                    }
+                    let untouched = memory.iter().filter(|byte| **byte == 0xaa).count();
+                    assert_eq!(untouched, memory.len() - len, "{insn}: {memory:x?}");
+                    assert_eq!(gprs, after(insn, count, before), "{insn}, DF {downwards}");
+                }
+            }
+        }
+    }
+}
+
+/// Takes slices at once, as they come: the first element first. Ends after so many bytes.
+struct Slices(Arc<Mutex<Vec<Given>>>, usize);
+
+/// A slice, and the registers that came with it.
+type Given = (Vec<u8>, Gprs);
+
+impl Slices {
+    fn end(&self, len: usize) -> Result<(), StringError> {
+        if self.1 < len { Err(StringError { done: self.1, source: "full".into() }) } else { Ok(()) }
+    }
+}
+
+impl PortDevice for Slices {
+    fn try_read_string(&mut self, _: PortAccess, data: &mut [u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        self.0.lock().unwrap().push((data.to_vec(), *gprs));
+        let end = self.1.min(data.len());
+        data.iter_mut().zip(1..).take(end).for_each(|(to, byte)| *to = byte);
+        self.end(data.len())
+    }
+
+    fn try_write_string(&mut self, _: PortAccess, data: &[u8], gprs: &mut Gprs) -> Result<(), StringError> {
+        self.0.lock().unwrap().push((data.to_vec(), *gprs));
+        self.end(data.len())
+    }
+}
+
+/// A device that takes all elements at once has them in the order of the instruction, whatever DF says of their places in
+/// memory, and the registers as they are before the first; what it has not done is left as it was, in its place.
+#[test]
+fn a_slice_comes_in_the_order_of_the_instruction() {
+    for rflags in [0, DF] {
+        for done in [0, 3, 4, 9, 12] {
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let bus = || {
+                let mut bus = SoftwareBus::new();
+                bus.attach(0x300..=0x303, Slices(seen.clone(), done)).unwrap();
+                bus
+            };
+            for mut emulator in everywhere(bus, PortSet::all()) {
+                for (insn, _, _) in all_forms(Direction::In).filter(|form| form.1) {
+                    let width = usize::from(insn.width.bytes());
+                    let whole = done / width * width;
+                    let before = Gprs { rflags, ..registers(12 / width as u64) };
+                    let given: Vec<u8> = (100..115).collect();
+                    let in_order = elements(&given, insn.width, rflags != 0)[..12 / width].concat();
+
+                    let (mut gprs, mut memory) = (before, given.clone());
+                    let result = emulator.read_string(insn, &mut gprs, &mut memory);
+                    assert_eq!(result.is_ok(), done == 12);
+                    assert_eq!(seen.lock().unwrap().pop(), Some((in_order.clone(), before)), "{insn}");
+                    assert_eq!(gprs, after(insn, whole / width, before), "{insn}, {done} bytes");
+                    let expected: Vec<u8> = (1..).take(done).chain(in_order[done..].iter().copied()).collect();
+                    let is: Vec<u8> = elements(&memory, insn.width, rflags != 0)[..12 / width].concat();
+                    assert_eq!(is, expected, "{insn}, {done} bytes");
+                    let rest = if rflags == 0 { (&memory[12..], &given[12..]) } else { (&memory[..3], &given[..3]) };
+                    assert_eq!(rest.0, rest.1, "{insn}");
+
+                    let outs = IoInsn { direction: Direction::Out, ..insn };
+                    let mut gprs = before;
+                    let result = emulator.write_string(outs, &mut gprs, &given);
+                    assert_eq!(result.is_ok(), done == 12);
+                    assert_eq!(seen.lock().unwrap().pop(), Some((in_order, before)), "{outs}");
+                    assert_eq!(gprs, after(outs, whole / width, before), "{outs}, {done} bytes");
+                }
+            }
+        }
+    }
+}
+
+/// A device that ends in the middle of what goes downwards, by an error or by a panic, element by element.
+#[test]
+fn an_early_end_downwards() {
+    for end in [End::Refusal, End::Fault, End::Panic] {
+        for (insn, _, _) in [Direction::In, Direction::Out].into_iter().flat_map(all_forms).filter(|form| form.1) {
+            for last in [0x303, 0x300] {
+                let bus = || {
+                    let mut bus = SoftwareBus::new();
+                    bus.attach(0x300..=last, Restless(0, end)).unwrap();
+                    bus
+                };
+                for mut emulator in everywhere(bus, PortSet::all()) {
+                    let before = Gprs { rflags: DF, ..registers(5) };
+                    let (mut gprs, mut memory) = (before, [0xaa; 21]);
+                    let result = catch_unwind(AssertUnwindSafe(|| match insn.direction {
+                        Direction::In => emulator.read_string(insn, &mut gprs, &mut memory),
+                        Direction::Out => emulator.write_string(insn, &mut gprs, &memory),
+                    }));
+                    assert_eq!(result.is_err(), end == End::Panic);
+                    assert!(!matches!(result, Ok(Ok(_))));
+                    let done = if end == End::Panic { 0 } else { 2 };
+                    assert_eq!(gprs, after(insn, done, before), "{insn} {end:?}");
+                    let done = if insn.direction == Direction::In { done } else { 0 };
+                    for (i, element) in elements(&memory, insn.width, true).iter().enumerate() {
+                        let expected = if i < done { i as u8 + 1 } else { 0xaa };
+                        assert_eq!(element[0], expected, "{insn} {end:?}: {memory:x?}");
+                    }
+                    // The bus works on.
+                    let mut gprs = Gprs { rdx: 0x300, ..before };
+                    emulator.execute(IoInsn::in_dx(Width::Byte), &mut gprs).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// As much as there is room for, and no element in part: piece after piece comes to the same as all at once.
+#[test]
+fn in_pieces_as_at_once() {
+    let mut pieces_made = 0;
+    for direction in [Direction::In, Direction::Out] {
+        for (insn, rep, address) in all_forms(direction) {
+            for rflags in [0, DF] {
+                for piece in [1, 2, 3, 4, 5, 7, 8, 11, 1000] {
+                    for (mut emulator, taken) in emulators(usize::MAX) {
+                        let width = usize::from(insn.width.bytes());
+                        let before = Gprs { rcx: 0xdead_beef_0000_0000 & !address.mask() | 6, rflags, ..registers(0) };
+                        let count = if rep { 6 } else { 1 };
+                        let data: Vec<u8> = (1..).take(6 * width).collect();
+                        let (mut gprs, mut memory) = (before, data.clone());
+                        let mut done = 0;
+                        loop {
+                            // The guest's memory from where it is now, to the end of the piece.
+                            let left = memory.len() - done * width;
+                            let room = piece.min(left);
+                            let range = if rflags == 0 { done * width..done * width + room } else { left - room..left };
+                            let progress = match direction {
+                                Direction::In => emulator.read_string_partial(insn, &mut gprs, &mut memory[range]),
+                                Direction::Out => emulator.write_string_partial(insn, &mut gprs, &memory[range]),
+                            };
+                            let progress = progress.unwrap();
+                            let elements = (room / width).min(count - done);
+                            done += elements;
+                            let expected = (elements * width, (count - done) as u64);
+                            assert_eq!((progress.moved, progress.left), expected, "{insn}, pieces of {piece}");
+                            assert_eq!(gprs, after(insn, done, before), "{insn}, pieces of {piece}");
+                            pieces_made += 1;
+                            if progress.left == 0 || elements == 0 {
+                                break;
+                            }
+                        }
+                        assert_eq!(done, if piece < width { 0 } else { count }, "{insn}, pieces of {piece}");
+                        let taken: Vec<u32> = taken.lock().unwrap().iter().map(|taken| taken.0).collect();
+                        let in_order = elements(&data, insn.width, rflags != 0);
+                        match direction {
+                            Direction::Out => {
+                                let expected: Vec<u32> = in_order[..done].iter().map(|&it| number(it)).collect();
+                                assert_eq!(taken, expected, "{insn}, pieces of {piece}");
+                            }
+                            Direction::In => {
+                                for (i, element) in elements(&memory, insn.width, rflags != 0).iter().enumerate() {
+                                    let byte = [i as u8 + 1; 4];
+                                    let expected = if i < done { &byte[..width] } else { in_order[i] };
+                                    assert_eq!(*element, expected, "{insn}, pieces of {piece}");
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(pieces_made > 5000, "{pieces_made}");
+}
+
+/// What is not possible at all is an error of the partial calls too, before anything happens; and what has no room at all
+/// is no access: nobody is told of one.
+#[test]
+fn pieces_that_cannot_be() {
+    #[derive(Default)]
+    struct Told(usize);
+    impl ioemul::events::Events for Told {
+        fn before(&mut self, _: &ioemul::events::Attempt<'_>) {
+            self.0 += 1;
+        }
+    }
+    let mut bus = SoftwareBus::new();
+    bus.attach(0x300..=0x303, Ends(None, Arc::default())).unwrap();
+    let builder = IoEmulator::builder().ports(PortSet::from(0x300..=0x303)).bus(bus);
+    let mut emulator = builder.events(Told::default()).build().unwrap();
+    let before = registers(u64::MAX);
+    let mut gprs = before;
+    let (ins, outs) = (IoInsn::rep_ins(Width::Dword), IoInsn::rep_outs(Width::Dword));
+    for rflags in [0, DF] {
+        let before = Gprs { rflags, ..before };
+        gprs.rflags = rflags;
+        let progress = emulator.read_string_partial(ins, &mut gprs, &mut [0; 3]).unwrap();
+        assert_eq!((progress.moved, progress.left, gprs), (0, u64::MAX, before));
+        let progress = emulator.write_string_partial(IoInsn::outs(Width::Word), &mut gprs, &[0]).unwrap();
+        assert_eq!((progress.moved, progress.left, gprs), (0, 1, before));
+        assert_eq!(emulator.events().0, 0);
+        for insn in [outs, IoInsn::in_dx(Width::Byte)] {
+            let error = emulator.read_string_partial(insn, &mut gprs, &mut [0; 8]).unwrap_err();
+            assert!(matches!(error, Error::StringForm { .. }), "{error}");
+        }
+        let error = emulator.write_string_partial(ins, &mut gprs, &[0; 8]).unwrap_err();
+        assert!(matches!(error, Error::StringForm { .. }), "{error}");
+        let mut elsewhere = Gprs { rdx: 0x301, ..gprs };
+        let error = emulator.write_string_partial(outs, &mut elsewhere, &[0; 8]).unwrap_err();
+        assert!(matches!(error, Error::PortDenied { port: 0x301, .. }), "{error}");
+        assert_eq!((gprs, emulator.events().0), (before, 0));
     }
 }

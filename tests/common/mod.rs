@@ -7,6 +7,7 @@ pub mod alias;
 pub mod child;
 pub mod files;
 pub mod host;
+pub mod modes;
 pub mod slots;
 #[cfg(target_os = "linux")]
 pub mod timer;
