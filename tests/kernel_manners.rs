@@ -60,8 +60,8 @@ mod stack {
     use std::hint::black_box;
 
     use ioemul::{
-        CodeTable, EmitError, EmitOptions, Helpers, IoInsn, Quirk, RegisterFile, StubLayout, TssBitmap, Width,
-        emit_stub, stub_fixup,
+        CodeSize, CodeTable, DmiStrings, EmitError, EmitOptions, Gprs, Helpers, IoInsn, PortAccess, Quirk,
+        RegisterFile, SmbiosEntryPoint, StubLayout, TssBitmap, Width, emit_stub, stub_fixup,
     };
 
     const SIZE: usize = 1 << 16;
@@ -101,6 +101,40 @@ mod stack {
         let mut permitted = false;
         let bytes = used(|| permitted = black_box(TssBitmap::new(&map)).permits(black_box(0xcd4), Width::Dword));
         assert!(permitted && bytes <= 128, "{bytes} bytes of stack");
+    }
+
+    /// Denied at its last access: a handler that is asked for a quirk's goes the longest way. (The stub's own frame is less
+    /// than its caller's.)
+    #[test]
+    fn stack_of_a_handlers_call() {
+        let quirks = [Quirk::DELL_SMM];
+        let options = EmitOptions::new().quirks(&quirks);
+        let mut memory = vec![0; CodeTable::size(&options)];
+        let table = CodeTable::emit(&mut memory, 0x2000, &options).unwrap();
+        let (code, mut gprs) = (black_box([0xe6, 0xb2]), Gprs { rax: 0xa3, ..Gprs::default() });
+        let permits = |access: &PortAccess| black_box(access.port) != 0x84;
+        let mut result = None;
+        // SAFETY: makes no access.
+        let emulate = used(|| unsafe { result = Some(table.emulate(CodeSize::Bits64, &code, &mut gprs, permits)) });
+        assert!(result.unwrap().is_err());
+        let mut strings = None;
+        let outs = black_box(IoInsn::rep_outs(Width::Byte));
+        // SAFETY: as above.
+        let string = used(|| unsafe { strings = Some(table.write_string(outs, &mut gprs, &[0; 9], |_| false)) });
+        assert!(strings.unwrap().is_err());
+        println!("emulate {emulate}, write_string {string} bytes");
+        assert!(emulate <= 2048 && string <= 1024, "{emulate} and {string} bytes of stack");
+    }
+
+    #[test]
+    fn stack_of_an_smbios_table() {
+        let table = black_box([[0, 6, 0, 0, 1, 2, b'H', b'P', 0, b'x', 0, 0]; 100]);
+        let mut matches = false;
+        let bytes = used(|| {
+            let dmi = DmiStrings::from_smbios(table.as_flattened());
+            matches = dmi.bios_vendor == "HP" && SmbiosEntryPoint::find(table.as_flattened()).is_none();
+        });
+        assert!(matches && bytes <= 1024, "{bytes} bytes of stack");
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use core::hint::black_box;
 
 use ioemul::{
-    CodeTable, EmitOptions, Gprs, Helpers, IoInsn, Quirk, RegisterFile, Ring, StubLayout, TssBitmap, emit_stub,
-    stub_fixup,
+    CodeSize, CodeTable, DmiStrings, EmitOptions, Gprs, Helpers, HostRegisters, IoInsn, PortAccess, Quirk,
+    RegisterFile, Ring, SmbiosEntryPoint, StubLayout, TssBitmap, emit_stub, stub_fixup,
 };
 
 /// What the roots are given.
@@ -24,6 +24,16 @@ pub struct Input {
     rflags: i16,
     code: [u8; 16],
     gprs: Gprs,
+    frame: Frame,
+}
+
+/// A host's own structure.
+#[repr(C)]
+struct Frame([u64; 21]);
+
+// SAFETY: the offsets of `pt_regs` are those of the first 19 words.
+unsafe impl HostRegisters for Frame {
+    const FILE: RegisterFile = RegisterFile::PT_REGS;
 }
 
 fn options(input: &Input) -> EmitOptions<'static> {
@@ -45,7 +55,8 @@ fn insn(input: &Input) -> IoInsn {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn roots(input: &mut Input) -> u64 {
-    table(input) ^ slot(input) ^ decode(input) ^ u64::from(bitmap(input))
+    let sum = table(input) ^ slot(input) ^ decode(input) ^ exits(input) ^ u64::from(bitmap(input));
+    sum ^ handler(input) ^ smbios(input)
 }
 
 fn table(input: &mut Input) -> u64 {
@@ -81,11 +92,57 @@ fn bitmap(input: &Input) -> bool {
     map.permits(insn.port(&input.gprs), insn.width)
 }
 
-fn decode(input: &Input) -> u64 {
-    match IoInsn::decode(input.code.get(..input.form).unwrap_or(&input.code)) {
-        Ok((insn, len)) => len as u64 ^ u64::from(insn.port(&input.gprs)) ^ u64::from(black_box(insn.encode().0)[0]),
-        Err(_) => 0,
+/// What a handler of #GP calls.
+fn handler(input: &mut Input) -> u64 {
+    let options = options(input);
+    let Some((front, back)) = input.memory.split_at_mut_checked(input.len) else { return 0 };
+    let Ok(table) = CodeTable::emit(front, input.va, &options) else { return 1 };
+    let Some((map, buffer)) = back.split_at_mut_checked(input.form) else { return 2 };
+    let permits = |access: &PortAccess| TssBitmap::new(map).permits(access.port, access.width);
+    let size = CodeSize::ALL.iter().copied().nth(input.layout.into()).unwrap_or(CodeSize::Bits64);
+    // SAFETY: this program is looked at, and never runs.
+    unsafe {
+        let by_gprs = table.emulate(size, &input.code, &mut input.gprs, permits);
+        let by_frame = table.emulate(size, &input.code, &mut input.frame, permits);
+        let Ok((insn, len)) = IoInsn::decode_in(size, &input.code) else { return 3 };
+        let read = table.read_string(insn, &mut input.gprs, buffer, permits);
+        let written = table.write_string(insn, &mut input.frame, buffer, permits);
+        let moved = [read, written].into_iter().flatten().fold(0, |sum, progress| sum ^ progress.moved as u64);
+        moved ^ len as u64 ^ by_gprs.unwrap_or(0) as u64 ^ by_frame.unwrap_or(0) as u64
     }
+}
+
+fn smbios(input: &Input) -> u64 {
+    let memory = input.memory.get(..input.len).unwrap_or_default();
+    let table = SmbiosEntryPoint::find(memory).or(SmbiosEntryPoint::parse(memory));
+    let table = table.and_then(|at| memory.get(at.address as usize..)?.get(..at.length as usize));
+    let dmi = DmiStrings::from_smbios(table.unwrap_or(memory));
+    u64::from(Quirk::ALL.iter().any(|quirk| quirk.is_on_platform(&dmi))) ^ dmi.board_name.len() as u64
+}
+
+fn decode(input: &Input) -> u64 {
+    let code = input.code.get(..input.form).unwrap_or(&input.code);
+    let size = CodeSize::ALL.iter().copied().nth(input.quirks).unwrap_or(CodeSize::Bits64);
+    [IoInsn::decode(code), IoInsn::decode_in(size, code)].into_iter().flatten().fold(0, |sum, (insn, len)| {
+        sum ^ len as u64 ^ u64::from(insn.port(&input.gprs)) ^ u64::from(black_box(insn.encode().0)[0])
+    })
+}
+
+fn exits(input: &Input) -> u64 {
+    let (gprs, port, width) = (&input.gprs, input.rip as u16, ioemul::Width::Word);
+    let [a, b, c, d] = [input.va, input.rip, gprs.rax, gprs.rcx];
+    let shown = [IoInsn::from_ghcb_ioio(a, b, c), IoInsn::from_tdx_io(a, b, c, d)];
+    [
+        IoInsn::for_access(ioemul::Direction::In, width, port, gprs),
+        IoInsn::from_vmx_qualification(a, gprs),
+        IoInsn::from_vmx_string(a, b as u32, gprs),
+        IoInsn::from_svm_ioio(a, gprs),
+        IoInsn::from_kvm_io(a as u8, b as u8, port, c as u32, gprs),
+    ]
+    .into_iter()
+    .chain(shown.map(|shown| shown.map(|(insn, _)| insn)))
+    .flatten()
+    .fold(0, |sum, insn| sum ^ insn.index() as u64)
 }
 
 /// Nothing may reach it: the test looks for its name.
