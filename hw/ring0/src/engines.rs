@@ -3,9 +3,10 @@
 
 use hw_shared::stubs::{Slot, Style, Table, Thunk};
 use hw_shared::{Engine, RING0_VARIANTS};
-use ioemul::{DmiStrings, Quirk, RegisterFile, Ring, StubLayout};
+use ioemul::{EmitOptions, Quirk, RegisterFile, Ring, StubLayout};
 
 use crate::smbios;
+use crate::task::Task;
 
 /// Executable, as all memory is here. A table of the largest layout needs a quarter of it.
 #[repr(align(4096))]
@@ -48,11 +49,20 @@ pub fn thunk() -> Thunk {
 /// The quirks of this machine: that of our SMM handler, and ProLiant's where it is one.
 fn quirks() -> &'static [Quirk] {
     const QUIRKS: &[Quirk] = &[Quirk::GSMI_CARRY, Quirk::PROLIANT];
-    let (vendor, product) = smbios::vendor_and_product();
-    match Quirk::PROLIANT.is_on_platform(&DmiStrings::new(vendor, product)) {
+    match Quirk::PROLIANT.is_on_platform(&smbios::strings()) {
         true => QUIRKS,
         false => &QUIRKS[..1],
     }
+}
+
+/// What a kernel with all hardenings asks for.
+pub fn hardened(layout: StubLayout) -> EmitOptions<'static> {
+    hardened_options(layout, &[])
+}
+
+fn hardened_options(layout: StubLayout, quirks: &'static [Quirk]) -> EmitOptions<'static> {
+    let options = EmitOptions::new().layout(layout).endbr64(true).int3(true).scrub(true);
+    options.return_thunk(thunk().address).quirks(quirks)
 }
 
 /// Calls `visit` with the layout, the variant and the engine, for each in turn.
@@ -70,6 +80,7 @@ pub fn for_each(mut visit: impl FnMut(StubLayout, &'static str, &mut dyn Engine)
                     "slot" => visit(layout, variant, &mut Slot::new(memory, layout, style).expect("it fits")),
                     "table" => visit(layout, variant, &mut Table::new(memory, layout, style).expect("it fits")),
                     "hardened" => visit(layout, variant, &mut Slot::new(memory, layout, hardened).expect("it fits")),
+                    "task, #GP" => visit(layout, variant, &mut Task::new(memory, &hardened_options(layout, quirks()))),
                     "pt_regs" => visit(layout, variant, &mut Table::new(memory, layout, pt_regs).expect("it fits")),
                     _ => visit(layout, variant, &mut Slot::new(memory, layout, kvm_regs).expect("it fits")),
                 }

@@ -7,7 +7,10 @@ mod boot;
 mod engines;
 mod faults;
 mod machine;
+mod memory;
+mod processors;
 mod smbios;
+mod task;
 mod traps;
 
 use core::fmt::Write;
@@ -17,7 +20,7 @@ use hw_shared::{
     BROKEN_VARIANTS, CHECKS, Chipset, Devices, Kind, Line, Mix, Mode, Params, Place, Ring0, run_broken, run_check,
     script, soak,
 };
-use ioemul::{RegisterFile, StubLayout};
+use ioemul::{EmitOptions, RegisterFile, StubLayout};
 
 use engines::LAYOUTS;
 use machine::Serial;
@@ -79,6 +82,12 @@ fn by_exceptions(params: &Params) {
                         faults::run(&mut *engines::memory(), layout, variant, engines::thunk(), params.control)
                     },
                     Ring0::TssBitmap => bitmap::run(params.control),
+                    // SAFETY: as above.
+                    Ring0::Task => unsafe { task::check(engines::memory(), &engines::hardened(layout)) },
+                    // SAFETY: as above.
+                    Ring0::TwoProcessors => unsafe {
+                        processors::run(engines::memory(), &EmitOptions::new().layout(layout))
+                    },
                 };
                 print(format_args!("{}\n", Line { check: check.name, layout, variant, outcome: &outcome }));
             }

@@ -22,10 +22,20 @@ global_asm!(
     "iretq",
     // What a program in ring 3 ends in: its vector in RAX and its RIP in RDX, back to who called `enter_ring3`.
     "general_protection_fault:",
+    "cmp qword ptr [task_handler], 0",
+    "je 3f",
+    "mov qword ptr [rsp], 13", // in the place of the error code
+    "jmp task_exception",
+    "3:",
     "add rsp, 8", // the error code
     "mov eax, 13",
     "jmp 2f",
     "invalid_opcode:",
+    "cmp qword ptr [task_handler], 0",
+    "je 3f",
+    "push 6",
+    "jmp task_exception",
+    "3:",
     "mov eax, 6",
     "2:",
     "pop rdx",
@@ -38,6 +48,36 @@ global_asm!(
     "mov rsp, [ring0_stack]",
     "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
     "ret",
+    // An exception of a task in ring 3: a frame like `pt_regs`, for the handler, which returns whether the task goes on.
+    "task_exception:",
+    "test byte ptr [rsp + 16], 3",
+    "jz unexpected_exception",
+    "push rdi; push rsi; push rdx; push rcx; push rax; push r8; push r9; push r10; push r11",
+    "push rbx; push rbp; push r12; push r13; push r14; push r15",
+    "cld",
+    "mov rdi, rsp",
+    "sub rsp, 8",
+    "call [task_handler]",
+    "add rsp, 8",
+    "test eax, eax",
+    "jnz resume_task",
+    "mov ecx, 16",
+    "mov ss, ecx",
+    "mov ds, ecx",
+    "mov es, ecx",
+    "mov rsp, [ring0_stack]",
+    "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
+    "ret",
+    // RDI: the frame to start from.
+    "enter_task:",
+    "push rbx; push rbp; push r12; push r13; push r14; push r15",
+    "mov [ring0_stack], rsp",
+    "mov rsp, rdi",
+    "resume_task:",
+    "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
+    "pop r11; pop r10; pop r9; pop r8; pop rax; pop rcx; pop rdx; pop rsi; pop rdi",
+    "add rsp, 8", // the vector
+    "iretq",
     // There is no gate for #BP: the machine resets, and the report has no end.
     "unexpected_exception:",
     "int3",
@@ -60,10 +100,11 @@ global_asm!(
     ".balign 16",
     "breakpoint: .skip 32",
     "ring0_stack: .skip 8",
-    ".skip 4096",
+    "task_handler: .skip 8",
+    ".skip 32768",
     "exception_stack_top: .skip 8",
     ".popsection",
-    ".global debug_exception, general_protection_fault, invalid_opcode, enter_ring3",
+    ".global debug_exception, general_protection_fault, invalid_opcode, enter_ring3, enter_task, task_handler",
     ".global ring3_in_al, ring3_in_ax, ring3_in_eax, breakpoint, exception_stack_top",
 );
 
@@ -85,7 +126,49 @@ unsafe extern "C" {
     static ring3_in_eax: u8;
     static mut breakpoint: Breakpoint;
     static exception_stack_top: u8;
+    static mut task_handler: Option<Handler>;
     fn enter_ring3(entry: *const u8, dx: u32) -> Ended;
+    fn enter_task(frame: *const Frame);
+}
+
+/// What an exception of a task goes to; returns whether the task goes on.
+pub type Handler = extern "sysv64" fn(&mut Frame) -> u32;
+
+/// The registers of a task in ring 3, as the handler's entry pushes them: `pt_regs`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Frame {
+    /// R15 to RDI.
+    pub registers: [u64; 15],
+    /// Of the exception.
+    pub vector: u64,
+    pub rip: u64,
+    cs: u64,
+    pub rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+// SAFETY: the offsets of `pt_regs` are those of `registers` and `rflags`.
+unsafe impl ioemul::HostRegisters for Frame {
+    const FILE: ioemul::RegisterFile = ioemul::RegisterFile::PT_REGS;
+}
+
+impl Frame {
+    /// A task at the start: all registers are 0, and there is no stack.
+    pub fn new(rip: u64, rflags: u64) -> Self {
+        Self { registers: [0; 15], vector: 0, rip, cs: 0x23, rflags, rsp: 0, ss: 0x1b }
+    }
+}
+
+/// Runs a task until its handler ends it.
+pub fn run_task(frame: Frame, handler: Handler) {
+    // SAFETY: the image has one thread; every exception of the task goes to the handler, and its end comes back to here.
+    unsafe {
+        (&raw mut task_handler).write_volatile(Some(handler));
+        enter_task(&frame);
+        (&raw mut task_handler).write_volatile(None);
+    }
 }
 
 /// How a program in ring 3 ended.

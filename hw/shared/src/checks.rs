@@ -51,6 +51,11 @@ pub enum Ring0 {
     Faults,
     /// IN in ring 3 about the ends of I/O bitmaps: permitted where `TssBitmap` says so.
     TssBitmap,
+    /// A task in ring 3, whose accesses the CPU makes if its bitmap permits them, and the handler of #GP if not: with the
+    /// same result.
+    Task,
+    /// Stubs of one table on two processors at the same time.
+    TwoProcessors,
 }
 
 /// What a check does in the Linux guest, by means of the operating system.
@@ -397,6 +402,8 @@ pub const CHECKS: &[Check] = &[
     Check { name: "GSMI: CF is cleared late", kind: Kind::CarryLate },
     Check { name: "fault at an access: IF stays", kind: Kind::Ring0(Ring0::Faults) },
     Check { name: "TssBitmap: as the CPU does", kind: Kind::Ring0(Ring0::TssBitmap) },
+    Check { name: "a task's #GP: as the CPU", kind: Kind::Ring0(Ring0::Task) },
+    Check { name: "two processors, one table", kind: Kind::Ring0(Ring0::TwoProcessors) },
     Check { name: "a broken stub is noticed", kind: Kind::Broken },
     // Last: they open their ports themselves.
     Check { name: "example in_out_byte", kind: Kind::Linux(Linux::Example(&EXAMPLES[0])) },

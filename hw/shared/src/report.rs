@@ -20,8 +20,11 @@ pub enum Place {
 /// files of hosts.
 pub const RING3_VARIANTS: &[&str] = &["emulator", "table", "pt_regs", "kvm_regs"];
 /// In ring 0, through a slot rewritten for each access, a table of all forms, a hardened slot (ENDBR64 at the entry,
-/// INT3 behind it, a return thunk in place of RET), and a hardened table and a slot for register files of hosts.
-pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened", "pt_regs", "kvm_regs"];
+/// INT3 behind it, a return thunk in place of RET), a hardened table and a slot for register files of hosts, and by the
+/// handler of #GP for a task in ring 3.
+pub const RING0_VARIANTS: &[&str] = &["slot", "table", "hardened", "pt_regs", "kvm_regs", "task, #GP"];
+/// Those whose stubs can be called by hand.
+const RING0_STUBS: &[&str] = &["slot", "table", "hardened", "pt_regs", "kvm_regs"];
 /// Slots of which one byte is changed, for [`Gprs`](ioemul::Gprs) and for `pt_regs`.
 pub const BROKEN_VARIANTS: &[&str] = &["patched slot", "patched, pt_regs"];
 /// What faults are raised in: a slot, a table, and one with all hardenings for `pt_regs`.
@@ -42,6 +45,9 @@ impl Kind {
             (Kind::Ring0(Ring0::Faults), Place::Ring0) => FAULTING_VARIANTS,
             (Kind::Ring0(Ring0::TssBitmap), Place::Ring0) if layout == StubLayout::default() => &["in ring 3"],
             (Kind::Ring0(Ring0::TssBitmap), Place::Ring0) => &[],
+            (Kind::Ring0(Ring0::Task), Place::Ring0) => &["in ring 3"],
+            (Kind::Ring0(Ring0::TwoProcessors), Place::Ring0) => &["two at a time"],
+            (Kind::Backwards, Place::Ring0) => RING0_STUBS,
             (_, Place::Ring0) => RING0_VARIANTS,
             (Kind::CarryLate, Place::Ring3) => &[],
             (Kind::Backwards | Kind::Carry, Place::Ring3) => STUBS,

@@ -68,7 +68,8 @@ pub fn counts(insn: IoInsn, with_rep: &[u64]) -> &[u64] {
     }
 }
 
-/// REP OUTSB without privilege: a fault before the first element, and also if there is none.
+/// REP OUTSB without privilege: a fault before the first element, and from the CPU also if there is none. (The emulator does
+/// not execute what moves no element.)
 pub fn refused(engine: &mut dyn Engine) -> Result<u64, Failure> {
     let mut run = Strings::new(engine, PORT);
     let insn = IoInsn::rep_outs(Width::Byte);
@@ -76,6 +77,7 @@ pub fn refused(engine: &mut dyn Engine) -> Result<u64, Failure> {
         match run.one(insn, count, 0, &mut [0; MEMORY]) {
             Err(Failure::Refused { .. }) => {}
             Err(other) => return Err(other),
+            Ok(()) if count == 0 => {}
             Ok(()) => return Err(Failure::Permitted { access: run.access, insn, port: PORT }),
         }
     }
@@ -122,9 +124,11 @@ impl<'a> Strings<'a> {
     }
 }
 
-/// Random registers, for so many elements. With 32-bit addresses the upper half of RCX is random, too.
+/// Random registers, for so many elements. With 32-bit addresses the upper half of RCX is random, too. DF is clear: the
+/// emulator follows it, and a stub does not.
 pub fn string_registers(rng: &mut Rng, insn: IoInsn, port: u16, count: u64) -> Gprs {
     let mut gprs = rng.gprs();
+    gprs.rflags &= !DF;
     gprs.rdx = gprs.rdx & !0xffff | u64::from(port);
     if let PortOperand::String { rep: true, address, .. } = insn.operand {
         gprs.rcx = gprs.rcx & !address.mask() | count;

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hw_shared::{EXAMPLES, Machine, Mode, Params};
 
-use super::{host, initramfs, kernel};
+use super::{host, initramfs, kernel, uefi};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -20,6 +20,8 @@ pub enum Image {
     Ring0 { kernel: PathBuf },
     /// Debian's Xen, with the Linux above as dom0.
     Xen { hypervisor: PathBuf, kernel: PathBuf, initramfs: PathBuf },
+    /// Debian's firmware, and a disk with our application on it.
+    Uefi { firmware: PathBuf, disk: PathBuf },
 }
 
 impl fmt::Debug for Image {
@@ -28,6 +30,7 @@ impl fmt::Debug for Image {
             Image::Linux { .. } => "linux",
             Image::Ring0 { .. } => "ring0",
             Image::Xen { .. } => "xen",
+            Image::Uefi { .. } => "uefi",
         })
     }
 }
@@ -52,24 +55,7 @@ impl Image {
 
     /// An ELF file that QEMU starts through PVH.
     pub fn ring0() -> Result<Self> {
-        let target = host::scratch()?.join("ring0");
-        let directory = host::workspace()?.join("hw/ring0");
-        let script = format!("-Clink-arg=-Wl,-T,{}", directory.join("image.ld").display());
-        // No C runtime, no dynamic loader, one position: 1 MiB.
-        let flags = [
-            "-Cpanic=abort",
-            "-Crelocation-model=static",
-            "-Clink-arg=-nostartfiles",
-            "-Clink-arg=-nostdlib",
-            "-Clink-arg=-static",
-            "-Clink-arg=-no-pie",
-            "-Clink-arg=-Wl,--build-id=none",
-            &script,
-        ];
-        let mut cargo = cargo_build(&directory);
-        cargo.arg("--target-dir").arg(&target).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-        host::build(&mut cargo)?;
-        Ok(Image::Ring0 { kernel: target.join(TARGET).join("release/hw-ring0") })
+        Ok(Image::Ring0 { kernel: build_freestanding("hw/ring0", "hw-ring0")? })
     }
 
     /// Xen, on top of what [`Image::linux`] made.
@@ -94,6 +80,7 @@ impl Image {
             Image::Ring0 { kernel } => {
                 return ["-kernel".to_owned(), path(kernel), "-append".to_owned(), params.to_string()].into();
             }
+            Image::Uefi { firmware, disk } => return uefi::arguments(firmware, disk),
             Image::Xen { hypervisor, kernel, initramfs } => {
                 // Multiboot modules: each path may be followed by a command line, commas are doubled.
                 let module = |file: &Path| path(file).replace(',', ",,");
@@ -104,6 +91,28 @@ impl Image {
         };
         arguments.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
     }
+}
+
+/// Builds a package that is a program without an operating system, by the linker script in its directory; returns where it is.
+pub fn build_freestanding(package: &str, program: &str) -> Result<PathBuf> {
+    let directory = host::workspace()?.join(package);
+    let target = host::scratch()?.join(directory.file_name().context("the package has a name")?);
+    let script = format!("-Clink-arg=-Wl,-T,{}", directory.join("image.ld").display());
+    // No C runtime, no dynamic loader, one position.
+    let flags = [
+        "-Cpanic=abort",
+        "-Crelocation-model=static",
+        "-Clink-arg=-nostartfiles",
+        "-Clink-arg=-nostdlib",
+        "-Clink-arg=-static",
+        "-Clink-arg=-no-pie",
+        "-Clink-arg=-Wl,--build-id=none",
+        &script,
+    ];
+    let mut cargo = cargo_build(&directory);
+    cargo.arg("--target-dir").arg(&target).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    host::build(&mut cargo)?;
+    Ok(target.join(TARGET).join("release").join(program))
 }
 
 /// `--target` keeps the flags of the guest away from build scripts and macros.

@@ -6,11 +6,13 @@ mod guests;
 pub mod host;
 mod initramfs;
 mod kernel;
+mod pe;
 mod qemu;
 mod reference;
 mod results;
 mod soak;
 mod table;
+mod uefi;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,6 +29,9 @@ pub struct Options {
     /// Run a random mix of accesses for so many seconds, and compare each with a model
     #[arg(long, value_name = "SECONDS", conflicts_with = "reference")]
     soak: Option<u64>,
+    /// Send an SMI from a UEFI application, and show sixteen words before and after
+    #[arg(long, conflicts_with_all = ["reference", "soak"])]
+    uefi: bool,
     /// Seed of the random registers [default: random, and printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -36,16 +41,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let seed = options.seed.unwrap_or_else(random_seed);
     host::ensure_programs(host::PROGRAMS)?;
-    let linux = Image::linux()?;
-    let ring0 = Image::ring0()?;
-    let good = match options.soak {
-        Some(seconds) => soak::run(&linux, seed, seconds)?,
-        None if options.reference => reference::run(&linux, &ring0, &Image::xen(&linux)?, seed)?,
-        None => checks::run(&linux, &ring0, seed)?,
-    };
+    let good = if options.uefi { uefi::run(&uefi::image()?, seed)? } else { on_linux_and_bare(options, seed)? };
     let verdict = if good { "everything is as it should be" } else { "FAILED" };
     println!("seed {seed}; all in all {:.1} s: {verdict}", start.elapsed().as_secs_f64());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What takes a Linux, and mostly the image without an operating system as well.
+fn on_linux_and_bare(options: &Options, seed: u64) -> Result<bool> {
+    let linux = Image::linux()?;
+    let ring0 = Image::ring0()?;
+    match options.soak {
+        Some(seconds) => soak::run(&linux, seed, seconds),
+        None if options.reference => reference::run(&linux, &ring0, &Image::xen(&linux)?, seed),
+        None => checks::run(&linux, &ring0, seed),
+    }
 }
 
 /// Good enough to be different every time; it is printed.

@@ -53,9 +53,13 @@ impl Guest<'_> {
     fn arguments(&self) -> Vec<String> {
         let Self { machine, setup, image, .. } = self;
         let memory = hw_shared::model::MEMORY >> 20;
-        let processors = if *setup == Setup::LockedDown { 2 } else { 1 };
+        // In ring 0 two processors share a table; to the bare machine there is no second one to come.
+        let two = *setup == Setup::LockedDown || (*setup == Setup::ProLiant && matches!(image, Image::Ring0 { .. }));
+        let processors = if two { 2 } else { 1 };
+        // In ring 0 they run at the same time, and not by turns.
+        let threads = if two && *setup == Setup::ProLiant { "multi" } else { "single" };
         let mut arguments = words(&format!(
-            "-accel tcg,thread=single -smp {processors} -m {memory} -nodefaults -no-user-config -display none -serial stdio -no-reboot \
+            "-accel tcg,thread={threads} -smp {processors} -m {memory} -nodefaults -no-user-config -display none -serial stdio -no-reboot \
              -chardev null,id=null"
         ));
         arguments.extend(words(&match setup {
@@ -128,7 +132,8 @@ impl Guest<'_> {
 impl Output {
     /// The lines of the report, split into their fields.
     pub fn lines(&self) -> Vec<Vec<&str>> {
-        let lines = self.serial.lines().filter_map(|line| line.trim_end().strip_prefix("ioemul|"));
+        // Firmware's console puts sequences of its own before a line.
+        let lines = self.serial.lines().filter_map(|line| Some(line.trim_end().split_once("ioemul|")?.1));
         lines.map(|line| line.split('|').collect()).collect()
     }
 
