@@ -184,6 +184,28 @@ write("dmi", {
     "long": [255, *u16(300), *b"ProLiant ML3" * 25] + NOTHING * 4 + [3],
 })
 
+# smbios: a table, or memory with an entry point in it.
+def structure(kind, fields, strings):
+    return [kind, 4 + len(fields), 0, 0, *fields, *strings, 0]
+
+
+def sealed(bytes, at):
+    bytes[at] = -sum(bytes) & 0xff
+    return bytes
+
+
+ENTRY_64 = sealed([*b"_SM3_\0\x18\x03\x06\x00\x01\x00\x00\x10\x00\x00\x20\x00\xf0\x7e\x00\x00\x00\x00"], 5)
+INTERMEDIATE = sealed([*b"_DMI_\0\x77\x07\x10\x00\x0e\x00\x09\x00\x28"], 5)
+ENTRY_32 = sealed([*b"_SM_\0\x1f\x02\x08\x80\x00", *[0] * 6, *INTERMEDIATE], 4)
+write("smbios", {
+    "table": structure(0, [1, 2, 0], b"HP\0P56\0") + structure(1, [1, 2], b"HP\0ProLiant DL380 G5\0") + structure(127, [], b"\0"),
+    "board": structure(2, [0, 1], b"board\0") + structure(2, [1, 1], b"another\0") + structure(4, [], b"\0"),
+    "cut_off": structure(0, [1, 2], b"HP\0P56")[:-1],
+    "short": [0, 3, 0, 0, 0] + structure(0, [1], b"HP\0"),
+    "entry_64": ENTRY_64,
+    "entry_32": [0] * 16 + ENTRY_32,
+})
+
 # replay: strict or lenient, records, accesses.
 def record(width, kind, rax=1, rbx=0, port=1, count=2, after=(3, 1), result=(9, 0, 0, 0), error=1, rest=()):
     immediate = [port] if kind in (1, 3) else []

@@ -18,6 +18,7 @@ use vm_superio::{I8042Device, Serial, Trigger};
 const MAX_REQUEST: usize = 64 << 10;
 const MAGIC: u64 = VmwareBackdoor::MAGIC as u64;
 const RPCI: u32 = 0x4943_5052;
+const TCLO: u32 = 0x4f4c_4354;
 
 struct NoInterrupt;
 
@@ -41,6 +42,8 @@ struct Asked {
 
 /// What a guest knows of a channel that it has opened.
 struct Open {
+    /// Opened for what the host has to say, which is nothing: what a guest says there is taken and lost.
+    tclo: bool,
     cookies: Option<(u32, u32)>,
     announced: usize,
     sent: Vec<u8>,
@@ -128,7 +131,8 @@ impl Machine {
         let cookies = self.cookies(id, script);
         let rbx = match (step, script.u8() % 8) {
             (0, 0..4) => RPCI,
-            (0, 4..7) => RPCI | 1 << 31,
+            (0, 4..6) => RPCI | 1 << 31,
+            (0, 6) => TCLO | 1 << 31,
             (1, 0..6) => u32::from(script.u8()),
             (4 | 5, 0..6) => 1,
             _ => script.u32(),
@@ -138,18 +142,20 @@ impl Machine {
         let given = Gprs { rax: MAGIC, rbx: rbx.into(), rcx: step << 16 | 30, rdx, rsi, rdi, ..Gprs::default() };
         let asked = self.asked.lock().unwrap().count;
         let gprs = self.call(insn, given);
+        assert_eq!(gprs.rcx & 0xffff, 0, "clients compare all of ECX");
         let status = (gprs.rcx >> 16) as u16;
         let success = status & 1 != 0;
         if step == 0 {
             if success {
-                assert_eq!(rbx & !(1 << 31), RPCI);
+                assert!(matches!(rbx & !(1 << 31), RPCI | TCLO));
+                let tclo = rbx & !(1 << 31) == TCLO;
                 let id = (gprs.rdx >> 16) as usize;
                 assert!(self.channels[id].is_none(), "channel {id} was open");
                 let cookies = (rbx >> 31 != 0).then_some((gprs.rsi as u32, gprs.rdi as u32));
-                let open = Open { cookies, announced: 0, sent: Vec::new(), reply: None, received: 0 };
+                let open = Open { tclo, cookies, announced: 0, sent: Vec::new(), reply: None, received: 0 };
                 self.channels[id] = Some(open);
             } else {
-                assert!(rbx & !(1 << 31) != RPCI || self.channels.iter().all(Option::is_some));
+                assert!(!matches!(rbx & !(1 << 31), RPCI | TCLO) || self.channels.iter().all(Option::is_some));
             }
             return;
         }
@@ -161,8 +167,8 @@ impl Machine {
         match step {
             1 if success => {
                 assert!(rbx as usize <= MAX_REQUEST);
-                *open =
-                    Open { announced: rbx as usize, sent: Vec::new(), reply: None, received: 0, cookies: open.cookies };
+                let Open { tclo, cookies, .. } = *open;
+                *open = Open { tclo, cookies, announced: rbx as usize, sent: Vec::new(), reply: None, received: 0 };
                 self.sent(id, asked, &[]);
             }
             1 => assert!(rbx as usize > MAX_REQUEST),
@@ -170,8 +176,14 @@ impl Machine {
             2 => assert_eq!(open.sent.len(), open.announced),
             3 if status & 2 != 0 => {
                 assert_eq!(open.reply.as_ref().map(Vec::len), Some(gprs.rbx as usize));
+                open.received = 0; // from the start, as after a checkpoint
             }
             3 => assert!(open.reply.is_none()),
+            // The guest has not got it, and asks for it anew.
+            4 | 5 if rbx & 1 == 0 => {
+                assert!(success);
+                open.reply = None;
+            }
             4 if success => {
                 let reply = open.reply.as_ref().expect("a reply");
                 let rest = &reply[open.received..];
@@ -198,6 +210,10 @@ impl Machine {
         let missing = open.announced - open.sent.len();
         open.sent.extend(&bytes[..bytes.len().min(missing)]);
         if open.sent.len() < open.announced {
+            assert_eq!(asked.count, asked_before);
+            return;
+        }
+        if open.tclo {
             assert_eq!(asked.count, asked_before);
             return;
         }
