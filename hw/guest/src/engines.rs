@@ -83,6 +83,10 @@ impl Engine for Emulator {
         self.attempt(insn, gprs).map_err(refused(insn))
     }
 
+    fn emulates_strings(&self) -> bool {
+        true
+    }
+
     fn execute_string(&mut self, insn: IoInsn, gprs: &mut Gprs, memory: &mut [u8]) -> Result<(), Refused> {
         let result = match insn.direction {
             Direction::In => self.0.read_string(insn, gprs, memory),

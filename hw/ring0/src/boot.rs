@@ -1,5 +1,5 @@
-//! From PVH's 32-bit entry to 64-bit Rust: page tables that map the first GiB and the local APIC as they lie, long mode,
-//! SSE, a stack.
+//! From PVH's 32-bit entry to 64-bit Rust: page tables that map the first GiB as it lies, once more above that for what is
+//! only executed there, and the local APIC; long mode, SSE, a stack.
 
 core::arch::global_asm!(
     // XEN_ELFNOTE_PHYS32_ENTRY (18): where to start, in 32-bit protected mode with paging off and EBX = start info.
@@ -25,6 +25,9 @@ core::arch::global_asm!(
     "jns 2b",
     "lea eax, [boot_page_directory + 7]",
     "mov [boot_pdpt], eax",
+    // The same memory in the second GiB, not writable (with CR0.WP): `ALIAS`.
+    "lea eax, [boot_page_directory + 5]",
+    "mov [boot_pdpt + 8], eax",
     // And one for the local APIC at 0xFEE00000, in the fourth GiB: not cached.
     "mov dword ptr [boot_apic_directory + 0x1f7 * 8], 0xfee00093",
     "lea eax, [boot_apic_directory + 3]",
@@ -39,7 +42,7 @@ core::arch::global_asm!(
     "rdmsr",
     "or eax, 0x100",
     "wrmsr",
-    "mov eax, 0x80000013", // CR0: PG, ET, MP, PE
+    "mov eax, 0x80010013", // CR0: PG, WP, ET, MP, PE
     "mov cr0, eax",
     "lgdt [boot_gdt_pointer]",
     // A far jump to the 64-bit code segment, through memory.
@@ -73,7 +76,7 @@ core::arch::global_asm!(
     "rdmsr",
     "or eax, 0x100",
     "wrmsr",
-    "mov eax, 0x80000013",
+    "mov eax, 0x80010013",
     "mov cr0, eax",
     ".byte 0x66, 0xea", // a far jump
     ".long second_long_mode",
@@ -123,6 +126,9 @@ core::arch::global_asm!(
     main = sym crate::main,
     second = sym crate::processors::second,
 );
+
+/// So far above where it lies, all memory is mapped once more: to be executed and read, not written.
+pub const ALIAS: u64 = 1 << 30;
 
 /// What PVH passes (Xen's public/arch-x86/hvm/start_info.h).
 #[repr(C)]

@@ -9,6 +9,8 @@ use hw_shared::model::{VMWARE_MAGIC, VMWARE_PORT};
 use hw_shared::{Failure, Rng};
 use ioemul::{CodeTable, EmitOptions, Gprs, IoInsn, Width};
 
+use crate::boot::ALIAS;
+
 /// Each makes so many accesses, at least.
 const ACCESSES: u64 = 2000;
 /// So often each has to see the other one go on between two of its own.
@@ -36,11 +38,11 @@ unsafe extern "C" {
 ///
 /// # Safety
 ///
-/// The memory can be executed where it lies, and is this function's alone.
+/// The memory is this function's alone.
 pub unsafe fn run(memory: *mut [u8], options: &EmitOptions<'_>) -> Result<u64, Failure> {
     // SAFETY: the caller's promise.
     let memory = unsafe { &mut *memory };
-    let va = memory.as_ptr().expose_provenance() as u64;
+    let va = memory.as_ptr().expose_provenance() as u64 + ALIAS;
     let mut table = CodeTable::emit(memory, va, options).expect("it fits");
     TABLE.store(&mut table, SeqCst);
     for counter in MADE.iter().chain(&TURNS) {

@@ -6,6 +6,7 @@ use core::ops::RangeInclusive;
 use hw_shared::{DF, Engine, Failure, Refused, Rng, compare};
 use ioemul::{CodeTable, Direction, EmitOptions, Gprs, IoInsn, KernelError, PortAccess, Quirk, RegisterFile, Width};
 
+use crate::boot::ALIAS;
 use crate::traps::{self, Frame, MAX_MAP};
 
 /// The kernel's part: what the handler of #GP knows.
@@ -146,15 +147,15 @@ fn run(insn: IoInsn, before: &Gprs, flags: u64, bitmap: &[u8]) -> Outcome {
 /// The bitmap that permits nothing.
 const NOTHING: &[u8] = &[];
 
-/// Puts a table into the memory, for tasks.
+/// Puts a table into the memory, for tasks; it is executed in the mapping that cannot be written.
 ///
 /// # Safety
 ///
-/// The memory can be executed where it lies, and is the kernel's alone until the next call.
+/// The memory is the kernel's alone until the next call.
 unsafe fn install(memory: *mut [u8], options: &EmitOptions<'_>, may: fn(&PortAccess) -> bool) {
     // SAFETY: the caller's promise.
     let memory = unsafe { &mut *memory };
-    let va = memory.as_ptr().expose_provenance() as u64;
+    let va = memory.as_ptr().expose_provenance() as u64 + ALIAS;
     let table = CodeTable::emit(memory, va, &options.registers(RegisterFile::PT_REGS)).expect("it fits");
     let kernel = Kernel { table, may, emulated: 0, end: Ok(()), last: Frame::new(0, 0) };
     // SAFETY: the image has one thread, and no task runs.
@@ -182,6 +183,10 @@ impl Engine for Task {
         outcome.end.map_err(|_| Refused)?;
         *gprs = outcome.gprs;
         Ok(())
+    }
+
+    fn emulates_strings(&self) -> bool {
+        true
     }
 }
 

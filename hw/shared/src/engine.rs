@@ -15,6 +15,12 @@ pub trait Engine {
         None
     }
 
+    /// Whether INS and OUTS are emulated: they then follow DF, and make no access where there is no element. A stub goes
+    /// upwards whatever DF is, and the CPU refuses its access even for no element.
+    fn emulates_strings(&self) -> bool {
+        false
+    }
+
     /// Executes INS or OUTS on `memory`, which is large enough, and lies below 4 GiB if 32-bit addresses are used: RDI or
     /// RSI point to its start for as long as that takes, and have then moved on from what they were.
     fn execute_string(&mut self, insn: IoInsn, gprs: &mut Gprs, memory: &mut [u8]) -> Result<(), Refused> {

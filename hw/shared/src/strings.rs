@@ -68,16 +68,18 @@ pub fn counts(insn: IoInsn, with_rep: &[u64]) -> &[u64] {
     }
 }
 
-/// REP OUTSB without privilege: a fault before the first element, and from the CPU also if there is none. (The emulator does
-/// not execute what moves no element.)
+/// REP OUTSB without privilege: a fault before the first element, and also if there is none, where the CPU executes it.
 pub fn refused(engine: &mut dyn Engine) -> Result<u64, Failure> {
     let mut run = Strings::new(engine, PORT);
-    let insn = IoInsn::rep_outs(Width::Byte);
+    let (insn, emulated) = (IoInsn::rep_outs(Width::Byte), run.engine.emulates_strings());
     for count in [ELEMENTS, 0] {
         match run.one(insn, count, 0, &mut [0; MEMORY]) {
+            Err(Failure::Refused { .. }) if count == 0 && emulated => {
+                return Err(Failure::Other("no element is no access, and was refused"));
+            }
             Err(Failure::Refused { .. }) => {}
             Err(other) => return Err(other),
-            Ok(()) if count == 0 => {}
+            Ok(()) if count == 0 && emulated => {}
             Ok(()) => return Err(Failure::Permitted { access: run.access, insn, port: PORT }),
         }
     }
@@ -100,7 +102,10 @@ impl<'a> Strings<'a> {
     /// One instruction, and the registers after it.
     pub fn one(&mut self, insn: IoInsn, count: u64, elements: u64, memory: &mut [u8]) -> Result<(), Failure> {
         self.access += 1;
-        let before = string_registers(&mut self.rng, insn, self.port, count);
+        let mut before = string_registers(&mut self.rng, insn, self.port, count);
+        if self.engine.emulates_strings() {
+            before.rflags &= !DF; // these checks go upwards
+        }
         let after = after_elements(insn, &before, elements);
         let (access, port) = (self.access, self.port);
         let mut gprs = before;
@@ -124,11 +129,9 @@ impl<'a> Strings<'a> {
     }
 }
 
-/// Random registers, for so many elements. With 32-bit addresses the upper half of RCX is random, too. DF is clear: the
-/// emulator follows it, and a stub does not.
+/// Random registers, for so many elements. With 32-bit addresses the upper half of RCX is random, too.
 pub fn string_registers(rng: &mut Rng, insn: IoInsn, port: u16, count: u64) -> Gprs {
     let mut gprs = rng.gprs();
-    gprs.rflags &= !DF;
     gprs.rdx = gprs.rdx & !0xffff | u64::from(port);
     if let PortOperand::String { rep: true, address, .. } = insn.operand {
         gprs.rcx = gprs.rcx & !address.mask() | count;
