@@ -1,15 +1,15 @@
-//! Any bytes with any registers through the emulator, on a bus with devices that do anything: no panic, the registers as given
+//! Any bytes in any mode, with any registers, through the emulator, on a bus with devices that do anything: no panic, the registers as given
 //! whenever there is an error, and no bit of RFLAGS changed but a status flag.
 //!
-//! Input: a byte of options; 128 bytes of registers; how many bytes of code, in a byte, and the code; what the devices
+//! Input: a byte of options (which emulator, which mode); 128 bytes of registers; how many bytes of code, in a byte, and the code; what the devices
 //! answer and leave.
 #![no_main]
 
 use std::cell::RefCell;
 
 use ioemul::{
-    DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortOperand, PortSet, QuirkTable,
-    SoftwareBus, StubLayout,
+    CodeSize, DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortOperand, PortSet,
+    QuirkTable, SoftwareBus, StubLayout,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -80,8 +80,9 @@ fuzz_target!(|data: &[u8]| {
     EMULATORS.with_borrow_mut(|emulators| {
         let count = emulators.len();
         let emulator = &mut emulators[usize::from(options) % count];
+        let size = [CodeSize::Bits64, CodeSize::Bits32, CodeSize::Bits16][usize::from(options) / count % 3];
         let mut gprs = given;
-        match emulator.emulate(code, &mut gprs) {
+        match emulator.emulate_in(size, code, &mut gprs) {
             Ok(len) => {
                 assert!((1..=15).contains(&len) && len <= code.len());
                 assert_eq!((gprs.rflags ^ given.rflags) & !Gprs::STATUS_FLAGS, 0);

@@ -17,6 +17,17 @@ fn requested(record: &Record) -> Option<usize> {
     Some(count * usize::from(record.insn.width.bytes()))
 }
 
+const DF: u64 = 1 << 10;
+
+/// Data of INS or OUTS from the order of memory to that in which its elements are moved, and back.
+fn in_order(record: &Record, data: &[u8]) -> Vec<u8> {
+    let mut elements: Vec<_> = data.chunks(record.insn.width.bytes().into()).collect();
+    if record.before.rflags & DF != 0 {
+        elements.reverse();
+    }
+    elements.concat()
+}
+
 /// A record that could be of a file: of few ports, widths and values, so that several answer the same access.
 fn record(script: &mut Script<'_>) -> Record {
     let width = script.one_of(Width::ALL);
@@ -33,7 +44,8 @@ fn record(script: &mut Script<'_>) -> Record {
     let word = |script: &mut Script<'_>| script.one_of(&[0, 1, 2, 0xff, 0xffff_ffff, 1 << 32, u64::MAX]);
     let (rax, rbx) = (word(script), word(script));
     let (rdx, rcx) = (u64::from(script.u8() % 4), u64::from(script.u8() % 4));
-    let before = Gprs { rax, rbx, rcx, rdx, rflags: script.u8().into(), ..Gprs::default() };
+    let rflags = u64::from(script.u8()) | if script.u8() < 64 { DF } else { 0 };
+    let before = Gprs { rax, rbx, rcx, rdx, rflags, ..Gprs::default() };
     let mut after = before;
     after.rbx = word(script);
     after.rflags ^= u64::from(script.u8());
@@ -48,6 +60,9 @@ fn record(script: &mut Script<'_>) -> Record {
     let mut record = Record { insn, before, after, data: Vec::new(), error };
     let len = requested(&record).unwrap_or(0);
     let moved = if record.error.is_some() { len.min(script.u8().into()) } else { len };
+    // From the start on, also a part of an element: a fault may have come in the middle of one.
+    let whole = moved - moved % usize::from(insn.width.bytes());
+    let moved = if rflags & DF != 0 { whole } else { moved };
     record.data = (0..moved).map(|_| script.u8() % 3).collect();
     record
 }
@@ -97,18 +112,23 @@ impl<'r> Model<'r> {
         }
     }
 
-    /// Port, width, direction, and what is written.
+    /// Port, width, direction, and what is written. A string instruction that failed may have had less memory than it
+    /// wanted.
     fn fits(&self, record: &Record, access: &Record) -> bool {
         let of = |record: &Record| {
             let PortAccess { port, width, direction, .. } = PortAccess::of(record.insn, &record.before);
-            (port, width, direction, requested(record))
+            (port, width, direction)
+        };
+        let len_fits = match (requested(record), requested(access)) {
+            (Some(wanted), Some(len)) if record.error.is_some() => (record.data.len()..=wanted).contains(&len),
+            (wanted, len) => wanted == len,
         };
         let written = match (record.insn.direction, requested(record)) {
             (Direction::In, _) => true,
             (_, None) => (record.before.rax ^ access.before.rax) as u32 & record.insn.width.mask() == 0,
-            (_, Some(_)) => access.data.starts_with(&record.data),
+            (_, Some(_)) => in_order(access, &access.data).starts_with(&in_order(record, &record.data)),
         };
-        of(record) == of(access) && written
+        of(record) == of(access) && len_fits && written
     }
 
     /// And all registers that an access is given, but for a string instruction's own.
@@ -184,17 +204,18 @@ fuzz_target!(|data: &[u8]| {
                 }
                 assert_eq!((gprs.rbx, gprs.rdx), (access.before.rbx, access.before.rdx));
             }
-            Answer::Record(Record { error: Some(_), data, insn, .. }) => {
+            Answer::Record(record @ Record { error: Some(_), data, insn, .. }) => {
                 assert!(matches!(result, Err(Error::Device { .. })), "{answer:?}, {result:?}");
                 assert_eq!((gprs.rax, gprs.rbx), (access.before.rax, access.before.rbx));
                 let whole = data.len() - data.len() % usize::from(insn.width.bytes());
-                assert!(insn.direction == Direction::Out || memory[..whole] == data[..whole]);
+                let (is, should_be) = (in_order(&access, &memory), in_order(record, data));
+                assert!(insn.direction == Direction::Out || is[..whole] == should_be[..whole]);
             }
-            Answer::Record(Record { before, after, data, insn, .. }) => {
+            Answer::Record(record @ Record { before, after, data, insn, .. }) => {
                 result.unwrap();
                 let rbx = if before.rbx == after.rbx { access.before.rbx } else { after.rbx };
                 assert_eq!((gprs.rbx, (gprs.rflags ^ after.rflags) & Gprs::STATUS_FLAGS), (rbx, 0));
-                assert!(insn.direction == Direction::Out || memory == *data);
+                assert!(insn.direction == Direction::Out || in_order(&access, &memory) == in_order(record, data));
                 if strict {
                     assert_eq!(gprs.rax, after.rax);
                 }
