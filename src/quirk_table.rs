@@ -391,11 +391,9 @@ impl QuirkStub {
     ) -> Option<(&'q QuirkStub, &'q Quirk)> {
         // A loop, and not an iterator's search: that would be a call of its own even where there is no quirk.
         for stub in stubs {
-            if stub.insn == insn
-                && let Some(quirk) = stub.quirk(quirks)
-                && quirk.applies(insn, rax, rdx)
-            {
-                return Some((stub, quirk));
+            match stub.quirk(quirks) {
+                Some(quirk) if stub.insn == insn && quirk.applies(insn, rax, rdx) => return Some((stub, quirk)),
+                _ => {}
             }
         }
         None

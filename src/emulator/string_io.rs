@@ -68,7 +68,12 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// On a bus, a device sees RCX and RDI as they are at each element, or before the first one if it takes all of them at
     /// once; elements that go downwards come to it in the order in which they are moved, by way of a buffer that the bus
-    /// keeps. On the hardware, an instruction that goes downwards is executed element by element.
+    /// keeps.
+    ///
+    /// On the hardware, an instruction that goes upwards is one instruction, and one that goes downwards is executed element
+    /// by element, all of them at the port that DX named at first. In the one instruction, the CPU reads DX anew where firmware
+    /// behind the port resumes it: if that firmware changes DX, the elements that follow are at another port, as they would be
+    /// for the guest. Where the firmware is not trusted as far as the ports are, execute the elements one by one, without REP.
     ///
     /// # Errors
     ///
@@ -345,7 +350,7 @@ fn settle(
 /// the memory is no answer.
 fn moved((from, to): (u64, u64), len: usize, width: usize) -> Option<usize> {
     let moved = usize::try_from(to.checked_sub(from)?).ok()?;
-    (moved <= len && moved.is_multiple_of(width)).then_some(moved)
+    (moved <= len && moved % width == 0).then_some(moved)
 }
 
 /// What was behind the port has changed the register that says how far INS or OUTS came.

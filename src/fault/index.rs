@@ -136,7 +136,7 @@ pub(super) fn find(rip: usize) -> Option<(usize, *const FaultMap)> {
         let found = copy.find(rip);
         fence(Ordering::Acquire);
         // Written again meanwhile: two tables have come or gone, and there is another one to read.
-        if before.is_multiple_of(2) && before == copy.generation.load(Ordering::Relaxed) {
+        if before % 2 == 0 && before == copy.generation.load(Ordering::Relaxed) {
             return found;
         }
     }

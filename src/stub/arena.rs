@@ -120,8 +120,8 @@ impl Arena {
         for copy in others.chunks_exact_mut(usize::from(stride).max(1)) {
             let Some(insn) = forms.next() else { break };
             // Stubs are whole blocks long.
-            for (to, from) in copy.as_chunks_mut::<ALIGN>().0.iter_mut().zip(first.as_chunks::<ALIGN>().0) {
-                *to = *from;
+            for (to, from) in copy.chunks_exact_mut(ALIGN).zip(first.chunks_exact(ALIGN)) {
+                to.copy_from_slice(from);
             }
             distance += i32::from(stride);
             for (at, displacement) in &fields {

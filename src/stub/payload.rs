@@ -122,9 +122,7 @@ impl<'a> Payload<'a> {
             _ => self.port,
         };
         let access = PortAccess { port, width: insn.width, direction: insn.direction, insn };
-        if let Some(accesses) = &mut self.accesses
-            && !accesses.contains(&access)
-        {
+        if let Some(accesses) = self.accesses.as_mut().filter(|accesses| !accesses.contains(&access)) {
             let _ = accesses.try_push(access); // as many as there are marks for
         }
         if self.marks.accesses().count() == MAX_ACCESSES {

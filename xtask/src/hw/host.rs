@@ -58,35 +58,50 @@ pub fn unpacked_package(name: &str, real_prefix: Option<&str>) -> Result<PathBuf
     if done.exists() {
         return Ok(unpacked);
     }
-    ensure!(on_path("apt-get"), "{name} is a Debian package: fetching it takes apt-get");
-    if real_package(name, real_prefix).is_err() {
-        update_lists()?;
-    }
-    // A list can be older than the archive: one more try with a new one.
-    let fetch = || {
-        let real = real_package(name, real_prefix)?;
-        println!("fetching {real}");
-        fs::create_dir_all(&unpacked)?;
-        let mut download = Command::new("apt-get");
-        download.args(["-qq", "-o", "APT::Sandbox::User=root", "download", &real]);
-        run(download.current_dir(&unpacked))
+    let unpack = || match real_prefix {
+        None => unpack(name, &unpacked),
+        Some(prefix) => unpack(&dependency(name, prefix)?, &unpacked),
     };
-    fetch().or_else(|_| update_lists().and_then(|()| fetch())).with_context(|| format!("fetching {name}"))?;
-    let mut files = fs::read_dir(&unpacked)?.filter_map(|entry| Some(entry.ok()?.path()));
-    let archive = files.find(|path| path.extension().is_some_and(|e| e == "deb")).context("apt-get left no .deb")?;
-    run(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
-    fs::remove_file(archive)?;
+    with_lists(unpack).with_context(|| format!("fetching {name}"))?;
     fs::write(done, "")?;
     Ok(unpacked)
 }
 
-fn real_package(name: &str, real_prefix: Option<&str>) -> Result<String> {
-    let policy = run(Command::new("apt-cache").args(["show", "--no-all-versions", name]))?;
-    ensure!(!policy.is_empty(), "apt knows no package {name}");
-    let Some(prefix) = real_prefix else { return Ok(name.to_owned()) };
-    let depends = run(Command::new("apt-cache").args(["depends", "--important", name]))?;
+/// Downloads a package and unpacks it (does not install it) into a directory.
+pub fn unpack(package: &str, directory: &Path) -> Result<()> {
+    println!("fetching {package}");
+    fs::create_dir_all(directory)?;
+    let mut download = Command::new("apt-get");
+    download.args(["-qq", "-o", "APT::Sandbox::User=root", "download", package]);
+    run(download.current_dir(directory))?;
+    let mut files = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let archive = files.find(|path| path.extension().is_some_and(|e| e == "deb")).context("apt-get left no .deb")?;
+    run(Command::new("dpkg").arg("-x").arg(&archive).arg(directory))?;
+    fs::remove_file(archive)?;
+    Ok(())
+}
+
+/// Does something with Debian's lists of packages, and once more with new ones if that fails: a list can be missing, or
+/// older than the archive.
+pub fn with_lists<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    ensure!(on_path("apt-get"), "Debian's packages are fetched by apt-get, which is not here");
+    attempt().or_else(|_| update_lists().and_then(|()| attempt()))
+}
+
+/// The name of a package that `package` depends on, by how it starts.
+pub fn dependency(package: &str, prefix: &str) -> Result<String> {
+    let name = package.split('=').next().unwrap_or(package);
+    let depends = run(Command::new("apt-cache").args(["depends", "--important", package]))?;
     let mut names = depends.split_ascii_whitespace().filter(|word| word.starts_with(prefix) && *word != name);
-    Ok(names.next().with_context(|| format!("{name} depends on no {prefix}*"))?.to_owned())
+    Ok(names.next().with_context(|| format!("{package} depends on no {prefix}*"))?.to_owned())
+}
+
+/// The newest package of a version like `1.85`, as apt wants it: `name=version`.
+pub fn package_of_version(name: &str, version: &str) -> Result<String> {
+    let lines = run(Command::new("apt-cache").args(["madison", name]))?;
+    let mut versions = lines.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
+    let found = versions.find(|full| full.strip_prefix(version).is_some_and(|rest| rest.starts_with('.')));
+    Ok(format!("{name}={}", found.with_context(|| format!("apt knows no {name} {version}"))?))
 }
 
 fn update_lists() -> Result<()> {
