@@ -14,56 +14,70 @@ use crate::hw::host;
 
 #[derive(Args)]
 pub struct Options {
-    /// The oldest compiler, and the targets without an operating system: half a minute instead of ten
+    /// The oldest compiler, and the targets without an operating system: one minute instead of three
     #[arg(long)]
     quick: bool,
 }
 
-/// What is checked on the oldest compiler, and for each target: the arguments that say which features.
-const WITHOUT_STD: &[&[&str]] = &[&["--no-default-features"], &["--no-default-features", "--features=alloc"]];
-const WITH_STD: &[&[&str]] = &[&[], &["--all-features"]];
+/// Each is the arguments that say which features the library has.
+type Features = &'static [&'static [&'static str]];
+const WITHOUT_STD: Features = &[&["--no-default-features"], &["--no-default-features", "--features=alloc"]];
+const ALL: Features = &[WITHOUT_STD[0], WITHOUT_STD[1], &[], &["--all-features"]];
 
-/// Targets, with the libraries that are built for them.
-const FREESTANDING: (&[&str], &str) = (&["x86_64-unknown-none", "x86_64-unknown-uefi"], "core,alloc");
-const SYSTEMS: (&[&str], &str) = (
-    &["x86_64-unknown-linux-musl", "x86_64-unknown-freebsd", "x86_64-pc-windows-gnu", "x86_64-apple-darwin"],
-    "std,panic_abort",
-);
+/// A target, the libraries that are built for it first, and what of this library is checked on it.
+struct Target {
+    name: &'static str,
+    libraries: &'static str,
+    features: Features,
+}
 
-/// The compiler with sources, whose libraries are those of this cargo.
-const WITH_SOURCES: &str = "1.96";
+impl Target {
+    const fn freestanding(name: &'static str) -> Self {
+        Self { name, libraries: "core,alloc", features: WITHOUT_STD }
+    }
+
+    const fn system(name: &'static str) -> Self {
+        Self { name, libraries: "std,panic_abort", features: ALL }
+    }
+}
+
+const FREESTANDING: &[Target] =
+    &[Target::freestanding("x86_64-unknown-none"), Target::freestanding("x86_64-unknown-uefi")];
+const SYSTEMS: &[Target] = &[
+    Target::system("x86_64-unknown-linux-musl"),
+    Target::system("x86_64-unknown-freebsd"),
+    Target::system("x86_64-pc-windows-gnu"),
+    Target::system("x86_64-apple-darwin"),
+];
+
+/// Programs that building these libraries takes, and their Debian packages.
+const PROGRAMS: &[(&str, &str)] = &[("x86_64-w64-mingw32-dlltool", "binutils-mingw-w64-x86-64")];
 
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let mut problems = 0;
-    let mut note = |what: String, result: Result<()>| {
-        match &result {
-            Ok(()) => println!("{what:48} ok"),
-            Err(problem) => println!("{what:48} FAILED: {problem:#}"),
-        }
-        problems += usize::from(result.is_err());
-    };
-    let oldest = oldest_version()?;
-    let compiler = Compiler::of_debian(&oldest, false)?;
-    for features in [WITHOUT_STD, WITH_STD].concat() {
-        note(format!("Rust {oldest} {}", features.join(" ")), compiler.check(None, features));
+    let oldest = Compiler::of_debian(&oldest_version()?, false)?;
+    let newest = Compiler::of_debian("1", true)?;
+    if !options.quick {
+        host::ensure_programs(PROGRAMS)?;
     }
-    let compiler = Compiler::of_debian(WITH_SOURCES, true)?;
-    let (systems, with_std) = SYSTEMS;
-    let systems = if options.quick { &[] } else { systems };
-    for target in FREESTANDING.0 {
-        for features in WITHOUT_STD {
-            note(format!("{target} {}", features.join(" ")), compiler.check(Some((target, FREESTANDING.1)), features));
-        }
+    let systems = if options.quick { &[] } else { SYSTEMS };
+    let mut checks: Vec<_> = ALL.iter().map(|features| (&oldest, None, features)).collect();
+    for target in FREESTANDING.iter().chain(systems) {
+        checks.extend(target.features.iter().map(|features| (&newest, Some(target), features)));
     }
-    for target in systems {
-        for features in [WITHOUT_STD, WITH_STD].concat() {
-            note(format!("{target} {}", features.join(" ")), compiler.check(Some((target, with_std)), features));
-        }
+    let mut failed = 0;
+    for (compiler, target, features) in checks {
+        let name = target.map_or("this system", |target| target.name);
+        let result = match compiler.check(target, features) {
+            Ok(()) => "ok".to_owned(),
+            Err(problem) => format!("FAILED: {problem:#}"),
+        };
+        failed += usize::from(result != "ok");
+        println!("Rust {:5} {name:26} {:42} {result}", compiler.version, features.join(" "));
     }
-    if options.quick {
-        println!("without --quick also: {}", SYSTEMS.0.join(", "));
+    for target in SYSTEMS.iter().filter(|_| options.quick) {
+        println!("{:37} not checked with --quick", target.name);
     }
-    Ok(if problems == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// `rust-version` of the library.
@@ -80,29 +94,29 @@ struct Compiler {
 }
 
 impl Compiler {
-    /// The newest package of a version like `1.85`.
+    /// The newest one of a version like `1.85`, or `1`; with the sources of its libraries, if wanted.
     fn of_debian(version: &str, sources: bool) -> Result<Self> {
-        let root = host::scratch()?.with_file_name("platforms").join(version);
-        let compiler = Self { root, version: version.to_owned() };
+        let package = host::with_lists(|| host::package_of_version("rustc-web", version))?;
+        let (_, full) = package.split_once('=').context("a package has a version")?;
+        let minor = full.match_indices('.').nth(1).map_or(full, |(at, _)| &full[..at]).to_owned();
+        let root = host::scratch()?.with_file_name("platforms").join(&minor);
+        let compiler = Self { root, version: minor };
         let done = compiler.root.join("unpacked");
         if !done.exists() {
-            host::with_lists(|| compiler.fetch(sources)).with_context(|| format!("fetching Rust {version}"))?;
+            host::with_lists(|| compiler.fetch(full, sources)).with_context(|| format!("fetching {package}"))?;
             fs::write(done, "")?;
         }
         let is = host::run(compiler.set_up(&mut Command::new(compiler.binary())).arg("--version"))?;
-        ensure!(is.starts_with(&format!("rustc {version}.")), "Debian's compiler says that it is {is}");
+        ensure!(is.starts_with(&format!("rustc {}.", compiler.version)), "{package} says that it is {is}");
         Ok(compiler)
     }
 
-    fn fetch(&self, sources: bool) -> Result<()> {
-        let Self { root, version } = self;
-        let compiler = host::package_of_version("rustc-web", version)?;
-        let (_, full) = compiler.split_once('=').context("a package has a version")?;
-        let standard = format!("libstd-rust-web-{version}={full}");
+    fn fetch(&self, full: &str, sources: bool) -> Result<()> {
+        let standard = format!("libstd-rust-web-{}={full}", self.version);
         let llvm = host::dependency(&standard, "libllvm")?;
-        let mut packages = vec![format!("libstd-rust-web-dev={full}"), standard, llvm, compiler.clone()];
+        let mut packages = vec![format!("rustc-web={full}"), format!("libstd-rust-web-dev={full}"), standard, llvm];
         packages.extend(sources.then(|| format!("rust-web-src={full}")));
-        packages.iter().try_for_each(|package| host::unpack(package, root))
+        packages.iter().try_for_each(|package| host::unpack(package, &self.root))
     }
 
     fn binary(&self) -> PathBuf {
@@ -114,12 +128,12 @@ impl Compiler {
     }
 
     /// `cargo check` of the library, on this compiler, for a target whose libraries are built first.
-    fn check(&self, target: Option<(&str, &str)>, features: &[&str]) -> Result<()> {
+    fn check(&self, target: Option<&Target>, features: &[&str]) -> Result<()> {
         let mut cargo = Command::new("cargo");
         cargo.current_dir(host::workspace()?).args(["check", "--quiet", "--locked", "--lib", "--package", "ioemul"]);
-        if let Some((target, libraries)) = target {
+        if let Some(Target { name, libraries, .. }) = target {
             // -Zbuild-std is unstable, and this compiler is a stable one.
-            cargo.env("RUSTC_BOOTSTRAP", "1").args([&format!("-Zbuild-std={libraries}"), "--target", target]);
+            cargo.env("RUSTC_BOOTSTRAP", "1").args([&format!("-Zbuild-std={libraries}"), "--target", name]);
         }
         let directory: &Path = &self.root.with_file_name(format!("target-{}", self.version));
         host::run(self.set_up(&mut cargo).env("CARGO_TARGET_DIR", directory).args(features)).map(drop)

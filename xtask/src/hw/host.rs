@@ -96,7 +96,7 @@ pub fn dependency(package: &str, prefix: &str) -> Result<String> {
     Ok(names.next().with_context(|| format!("{package} depends on no {prefix}*"))?.to_owned())
 }
 
-/// The newest package of a version like `1.85`, as apt wants it: `name=version`.
+/// The newest package of a version like `1.85`, or `1`, as apt wants it: `name=version`.
 pub fn package_of_version(name: &str, version: &str) -> Result<String> {
     let lines = run(Command::new("apt-cache").args(["madison", name]))?;
     let mut versions = lines.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
