@@ -162,7 +162,7 @@ impl SoftwareBus {
     }
 
     /// As [`Self::access`]; a failure leaves `gprs` as the device did.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_access(&mut self, insn: IoInsn, gprs: &mut Gprs) -> Result<(), Error> {
         let (port, IoInsn { width, direction, .. }) = (insn.port(gprs), insn);
         let value = match direction {
