@@ -87,6 +87,9 @@ impl<'e, E: Events> GuestRpc<'e, E> {
 
     /// Sends a request and receives the reply, which by convention starts with `1 ` for success and `0 ` for failure.
     ///
+    /// A host takes at most 64 KiB, and refuses more ([`GuestRpcError::Refused`] at [`GuestRpcStep::RequestSize`]). If the virtual
+    /// machine is saved or resumed in between, the message is sent again, up to eight times.
+    ///
     /// # Errors
     ///
     /// Those of [`GuestRpcError`]. The channel is then still open, and the next request starts afresh.

@@ -106,8 +106,8 @@ impl CodeTable {
     /// # Safety
     ///
     /// The table's bytes are in place at its address, executable. Every access that `permits` lets pass is harmless, on the
-    /// real port, with all that the hardware or firmware behind it may do in answer. A fault goes to a handler that knows
-    /// [`Self::fixup`], or cannot be.
+    /// real port, with all that the hardware or firmware behind it may do in answer. Every fault goes to a handler that
+    /// uses [`Self::fixup`], or no fault can happen.
     pub unsafe fn emulate<R: HostRegisters>(
         &self,
         size: CodeSize,
@@ -149,8 +149,8 @@ impl CodeTable {
     }
 
     /// Executes INS or REP INS on the hardware, the data going to `buffer`: the guest's memory, or a copy of it, its lowest
-    /// address first. Moves as many elements as have room there, and says how many are left: the instruction is complete, and
-    /// RIP goes on, when none are.
+    /// address first. Moves as many whole elements as `buffer` has room for, none if it is shorter than one element, and says
+    /// how many are left: the instruction is complete, and RIP goes on, when none are.
     ///
     /// The guest's RDI is its own, and not followed: the caller has translated it. Its count and DF decide as on a CPU
     /// (`IoEmulator::read_string` says how, of which this is the counterpart). With DF set, the first element goes to the end
@@ -328,7 +328,8 @@ impl<'r> Words<'r> {
     }
 }
 
-/// Why a kernel's call made no access. The registers are as they were given, but after a fault in INS or OUTS.
+/// Why a kernel's call did not complete. The registers are as they were given, except after a fault in INS or OUTS, where they
+/// say how far the instruction came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {

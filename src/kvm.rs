@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Most VMMs look at `data` alone: for a UART that is enough. For a mailbox it is not, which reads and writes the
-//! registers. [`serve_io`] does both, for IN, OUT, INS and OUTS, with any number of elements.
+//! registers. [`serve_io`] does both, for IN, OUT, INS and OUTS, with any number of elements. The example `kvm_exit_io` is the
+//! whole loop, with kvm-ioctls.
 //!
 //! # What KVM delivers
 //!
@@ -25,14 +26,14 @@
 //!
 //! The elements of a batch are in `data` in the order in which they are moved, with DF set too. A count of 0 makes no exit.
 //!
-//! So an exit of one element does not say INS or IN, OUTS or OUT; and REP INS may come to such an exit at the end of a page,
-//! whatever its count. A VMM that takes the length of `data` for the width of the access takes REP INSB of two for a word.
+//! So an exit of one element does not tell INS from IN, or OUTS from OUT. A REP INS whose next element is the last in its page
+//! makes such an exit, too, whatever its count. A VMM that takes the length of `data` for the width of the access takes REP INSB of two for a word.
 //!
 //! # What is left to KVM
 //!
-//! - **RIP**, and the completion of an IN: at the next KVM_RUN it takes the result out of `data`. But where KVM's emulator
-//!   runs the instruction, and KVM_SET_REGS was called since the exit, it takes RAX as it was set then, and `data` is
-//!   ignored. So KVM_SET_REGS is to be called only if a device has changed a register ([`Next::SetRegs`]): [`serve_io`]
+//! - **RIP**, and the completion of an IN: at the next KVM_RUN it takes the result out of `data`. There is one
+//!   exception: if KVM's emulator runs the instruction and KVM_SET_REGS was called after the exit, KVM keeps the RAX that
+//!   was set and ignores `data`. So KVM_SET_REGS is to be called only if a device has changed a register ([`Next::SetRegs`]): [`serve_io`]
 //!   then has the result in RAX, too, and both kinds of completion come to the same.
 //! - **RCX, RDX, RSI and RDI of a string instruction.** KVM goes on with them: another RSI would have it read the next
 //!   element elsewhere, another RDX take it to another port. A device sees them as the table says, and what it writes there

@@ -15,14 +15,13 @@
 //!
 //! - [`IoEmulator`] is the safe front door: bytes and registers in, registers or an [`Error`] out, on a [`SoftwareBus`]
 //!   of device models or, on the authority of one `unsafe` call, on the hardware.
-//! - [`StubTable`] is the engine under it, for who wants to run stubs himself.
+//! - [`StubTable`] is the engine under it, for callers that run stubs themselves.
 //! - [`emit_stub`] and [`CodeTable`] write the same stubs to memory that the caller owns, without `std` and without an
 //!   allocator: a hypervisor's per-CPU slot, or its table of all forms.
 //! - [`CodeTable::emulate`] is the front door of a kernel, without `std` as well: [the guide](kernel_guide) builds all that
 //!   is around it.
 //! - [`TssBitmap`] answers, without `std` as well, which of a guest's accesses a CPU would permit.
-//! - [`StubLayout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms
-//!   that
+//! - [`StubLayout`] says how a stub switches registers; [`Quirk`] what stands in place of the instruction on platforms that
 //!   need more; [`fault`] how a #GP becomes an error.
 //! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, [`devices`]
 //!   has models to test against, and [`guest_rpc`] speaks to a VMware host.
@@ -39,6 +38,7 @@
 //! - `kvm` (Linux): a guest's port accesses as KVM delivers them, and conversions between [`Gprs`] and KVM's registers.
 //!
 //! x86-64 only. Linux is the supported system: fault recovery, DMI and privilege are Linux's.
+#![cfg_attr(not(feature = "std"), allow(rustdoc::broken_intra_doc_links))] // to what there is with it
 #![cfg_attr(all(not(feature = "std"), not(test)), no_std)] // its own tests have a process to run in
 #![deny(missing_docs)]
 #![deny(unsafe_code)] // allowed, with a reason, at the head of the modules that run machine code

@@ -123,8 +123,9 @@ fn emit_all(
 }
 
 /// Emits the stub of `insn` into `slot`, to be executed at `va` as a [`StubFn`](crate::StubFn), with the options of the
-/// helpers. Returns its length: 36 bytes for [`StubLayout::CallRet`], 13 for [`StubLayout::Compact`], 9 for
-/// [`StubLayout::Rop`].
+/// helpers. Returns its length. Without quirks and hardening that is 36 bytes for [`StubLayout::CallRet`], 13 for
+/// [`StubLayout::Compact`], 9 for [`StubLayout::Rop`]; a stub with a quirk may take 200. [`EmitError::SlotTooSmall`] says how
+/// many are needed.
 ///
 /// If a quirk of the options has this form, the stub looks at the register file when it is called, and does what the
 /// first quirk does that takes the access, or else the plain access: what

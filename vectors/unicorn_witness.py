@@ -229,7 +229,10 @@ EXPLAINED = [
 
 
 def main():
-    names = sys.argv[1:] or [entry["name"] for entry in json.loads((DATA / "manifest.json").read_text())["classes"]]
+    known = [entry["name"] for entry in json.loads((DATA / "manifest.json").read_text())["classes"]]
+    names = sys.argv[1:] or known
+    for name in set(names).difference(known):
+        sys.exit(f"there is no class `{name}`: the classes are {', '.join(known)}")
     counts, skipped, explained, shown = collections.Counter(), collections.Counter(), collections.Counter(), 0
     print(f"Unicorn {'.'.join(map(str, uc_version()[:2]))}, Python binding {__import__('unicorn').__version__}")
     print(f"{'class':14} {'vectors':>8} {'agree':>8} {'explained':>10} {'not run':>8} {'differ':>8}")

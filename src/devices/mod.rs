@@ -2,7 +2,7 @@
 //!
 //! | model | ports | what it stands for |
 //! |---|---|---|
-//! | [`VmwareBackdoor`] | 0x5658 | VMware's hypercall by port access: answers in four registers |
+//! | [`VmwareBackdoor`] | 0x5658-0x565B | VMware's hypercall by port access: answers in other registers |
 //! | [`SmmMailbox`] | 0xB2, 0xB3 | the APM ports that raise an SMI: firmware sees, and may exchange, every register |
 //! | [`Cmos`] | 0x70, 0x71 | 128 bytes behind an index, with the NMI mask in its bit 7 |
 //! | [`ProLiantPort`] | 0xCD4 | HP's SMM port: busy for a while after a call |

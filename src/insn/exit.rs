@@ -1,15 +1,4 @@
-//! The instruction that a guest has executed, from what a hypervisor is told of its exit: no bytes are fetched and decoded.
-//!
-//! | exit | says | does not say |
-//! |---|---|---|
-//! | [VMX](IoInsn::from_vmx_qualification) | DX or imm8 | of INS and OUTS the address size and segment: they are in [another field](IoInsn::from_vmx_string) |
-//! | [SVM](IoInsn::from_svm_ioio) | of INS and OUTS everything | DX or imm8 |
-//! | [KVM](IoInsn::from_kvm_io) | how many elements | DX or imm8; INS and OUTS |
-//! | [GHCB](IoInsn::from_ghcb_ioio) | count of INS and OUTS | all registers but RAX |
-//! | [TDX](IoInsn::from_tdx_io) | | all registers but RAX |
-//!
-//! Fields are numbered as in the manuals. Reserved bits are not looked at, as the manuals ask of software (SDM vol. 1,
-//! 1.3.2).
+//! From what a hypervisor is told of an exit.
 
 use crate::{AddressSize, Direction, Gprs, IoInsn, PortOperand, Segment, Width};
 
@@ -49,6 +38,34 @@ const fn string(direction: Direction, width: Width, rep: bool, address: AddressS
     }
 }
 
+/// The instruction that a guest has executed, from what a hypervisor is told of its exit: no bytes are fetched and decoded.
+///
+/// | exit | says | does not say |
+/// |---|---|---|
+/// | [VMX](IoInsn::from_vmx_qualification) | DX or imm8 | of INS and OUTS the address size and segment: they are in [another field](IoInsn::from_vmx_string) |
+/// | [SVM](IoInsn::from_svm_ioio) | of INS and OUTS everything | DX or imm8 |
+/// | [KVM](IoInsn::from_kvm_io) | how many elements | DX or imm8; INS and OUTS |
+/// | [GHCB](IoInsn::from_ghcb_ioio) | count of INS and OUTS | all registers but RAX |
+/// | [TDX](IoInsn::from_tdx_io) | | all registers but RAX |
+///
+/// Execute the result by `IoEmulator::execute` or [`CodeTable::execute`](crate::CodeTable::execute), INS and OUTS by `read_string`
+/// and `write_string`. None of them moves RIP: add the VM-exit instruction length (VMX), or take the next RIP from EXITINFO2
+/// (SVM); KVM does it itself. `None` means that exit and registers do not fit together, or that another of these functions is
+/// for this instruction: fetch and decode the bytes instead.
+///
+/// Fields are numbered as in the manuals. Reserved bits are not looked at, as the manuals ask of software (SDM vol. 1,
+/// 1.3.2).
+///
+/// ```
+/// use ioemul::{Gprs, IoInsn, Width};
+/// let gprs = Gprs { rdx: 0xcfc, ..Gprs::default() };
+/// // VMX: 4 bytes, IN, port 0xcfc, in DX.
+/// assert_eq!(IoInsn::from_vmx_qualification(0xcfc << 16 | 1 << 3 | 3, &gprs), Some(IoInsn::in_dx(Width::Dword)));
+/// // SVM: the same.
+/// assert_eq!(IoInsn::from_svm_ioio(0xcfc << 16 | 1 << 6 | 1, &gprs), Some(IoInsn::in_dx(Width::Dword)));
+/// // Registers of another exit.
+/// assert_eq!(IoInsn::from_svm_ioio(0xcfc << 16 | 1 << 6 | 1, &Gprs::default()), None);
+/// ```
 impl IoInsn {
     /// IN or OUT of this kind at `port`, for an exit that does not say how the port was named: by DX if DX holds it, else by an
     /// immediate byte. `None` where neither can: DX is another port, and `port` is above 0xFF.
@@ -123,7 +140,7 @@ impl IoInsn {
         }
     }
 
-    /// Any instruction, from EXITINFO1 of a #VMEXIT with code VMEXIT_IOIO, 0x7B (APM vol. 2, 15.10.2, figure 15-2
+    /// IN, OUT, INS or OUTS, from EXITINFO1 of a #VMEXIT with code VMEXIT_IOIO, 0x7B (APM vol. 2, 15.10.2, figure 15-2
     /// "EXITINFO1 for IOIO Intercept"):
     ///
     /// | bits | |
@@ -184,7 +201,7 @@ impl IoInsn {
         }
     }
 
-    /// Any instruction of an SEV-ES guest, from SW_EXITINFO1, SW_EXITINFO2 and RAX of its GHCB with SW_EXITCODE 0x7B
+    /// IN, OUT, INS or OUTS of an SEV-ES guest, from SW_EXITINFO1, SW_EXITINFO2 and RAX of its GHCB with SW_EXITCODE 0x7B
     /// (AMD 56421, SEV-ES Guest-Hypervisor Communication Block Standardization, section 4, table "List of Supported
     /// Non-Automatic Events", IOIO_PROT); and the registers to execute it with.
     ///

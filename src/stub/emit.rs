@@ -87,7 +87,7 @@ pub(crate) fn emit_stub<S: CodeSink>(
     shape
 }
 
-/// As [`emit_stub`], for who has the shape already: a kernel's stack is small.
+/// As [`emit_stub`], for callers that have the shape already: a kernel's stack is small.
 #[inline(never)]
 fn emit_stub_into<S: CodeSink>(
     ops: &mut S,

@@ -115,7 +115,7 @@ impl<'a> Payload<'a> {
         self.popped(8);
     }
 
-    /// The instruction, whatever DX names: for who has just looked, or knows.
+    /// The instruction, whatever DX names: for callers that have just checked it, or know.
     pub(crate) fn access(&mut self, insn: IoInsn) {
         let port = match insn.operand {
             PortOperand::Imm8(port) => port.into(),

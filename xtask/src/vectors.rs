@@ -24,7 +24,10 @@ pub fn run(task: &Task) -> anyhow::Result<ExitCode> {
     let data = vectors.join("data");
     match task {
         Task::Generate => vectors_generator::generate(&data)?,
-        Task::Check => vectors_generator::check(&data)?,
+        Task::Check => {
+            vectors_generator::check(&data)?;
+            println!("vectors/data is what the rules give");
+        }
         Task::Unicorn { classes } => {
             let python = python_with_unicorn(&vectors)?;
             let status = Command::new(python).arg(vectors.join("unicorn_witness.py")).args(classes).status()?;

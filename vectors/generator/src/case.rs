@@ -132,7 +132,7 @@ fn alternatives(machine: &Machine, after: After) -> Vec<(Option<&'static str>, A
     if after.outcome == Outcome::GeneralProtection {
         // The pages of REP have no iteration for a count of 0; CPUs check the port before they look at the count.
         let done = Machine { privilege: None, ..machine.clone() }.execute(|_| 0);
-        return vec![(Some("Intel"), after), (Some("SDM pseudo-code"), done)];
+        return vec![(Some("CPUs"), after), (Some("SDM pseudo-code"), done)];
     }
     if machine.mode == Mode::Bits64 && insn.address_size == 32 && machine.registers[RCX] != 0 {
         let mut cleared = after.clone();
