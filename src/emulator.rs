@@ -195,7 +195,7 @@ impl<E: Events> IoEmulator<E> {
         Ok(len)
     }
 
-    /// What an IN of this width from `port` answers, all other registers being 0.
+    /// What an IN of this width from `port` answers; RDX holds the port, and all other registers are 0.
     ///
     /// ```
     /// use ioemul::devices::Cmos;
@@ -222,7 +222,8 @@ impl<E: Events> IoEmulator<E> {
         Ok(gprs.rax as u32 & width.mask())
     }
 
-    /// Writes `value` (as much of it as the width takes) to `port`, all other registers being 0.
+    /// Writes `value` (as much of it as the width takes) to `port`. RDX holds the port, RAX the
+    /// value, and all other registers are 0.
     ///
     /// ```
     /// use ioemul::{IoEmulator, PortSet, SoftwareBus, Width};

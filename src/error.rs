@@ -13,11 +13,18 @@ use crate::{DecodeError, Direction, EmitError, IoFault, IoInsn, PortAccess, Widt
 #[non_exhaustive]
 pub enum Error {
     /// The bytes are not an instruction to be emulated.
-    #[error("not a port-I/O instruction: {0}")]
+    #[error(transparent)]
     Decode(#[from] DecodeError),
 
     /// The emulator may not touch a port of this access ([`PortSet`](crate::PortSet)).
-    #[error("{} is not permitted: the emulator's port set does not cover all of it", AccessText { port: *port, width: *width, direction: *direction })]
+    #[error(
+        "{} is not permitted: {}",
+        AccessText { port: *port, width: *width, direction: *direction },
+        match port.checked_add(u16::from(width.bytes()) - 1) {
+            Some(_) => "the emulator's port set does not cover all of it",
+            None => "it runs past port 0xffff, whatever the port set",
+        }
+    )]
     PortDenied {
         /// The first port of the access.
         port: u16,
@@ -27,9 +34,12 @@ pub enum Error {
         direction: Direction,
     },
 
-    /// A string instruction where it cannot be run: its RSI or RDI is an address of the guest's, not of this process.
+    /// The instruction is for another call. Of INS and OUTS, RSI or RDI is an address of the guest's, not of this process: the
+    /// memory has to be given.
     #[error(
-        "`{insn}` moves data between a port and memory: `read_string` runs INS, `write_string` OUTS, `execute` neither"
+        "`{insn}` {}: `read_string` runs INS, `write_string` OUTS, {}",
+        if insn.is_string() { "moves data between a port and memory" } else { "accesses no memory" },
+        if insn.is_string() { "`execute` neither" } else { "and `execute` the others" }
     )]
     StringForm {
         /// The instruction.
@@ -37,8 +47,10 @@ pub enum Error {
     },
 
     /// A string instruction would go past the end of the memory given for it.
-    #[error("`{insn}` moves {count} elements of {} byte{}, and the memory given for it has {available} bytes",
-        insn.width.bytes(), if insn.width.bytes() == 1 { "" } else { "s" })]
+    #[error(
+        "`{insn}` moves {count} element{} of {} byte{}, and the memory given for it has {available} byte{}",
+        plural(*count), insn.width.bytes(), plural(insn.width.bytes().into()), plural(*available as u64)
+    )]
     StringOutOfBounds {
         /// The instruction.
         insn: IoInsn,
@@ -87,6 +99,10 @@ pub enum Error {
         /// IN or OUT.
         direction: Direction,
     },
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 /// Why a device cannot be put on a [`SoftwareBus`](crate::SoftwareBus). The bus is as it was.

@@ -213,8 +213,8 @@ impl<A: Events, B: Events> Events for (A, B) {
     }
 
     fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
-        self.0.after(attempt, outcome);
-        self.1.after(attempt, outcome);
+        self.0.after(attempt, &as_asked::<A>(outcome));
+        self.1.after(attempt, &as_asked::<B>(outcome));
     }
 
     fn denied(&mut self, attempt: &Attempt<'_>) {
@@ -223,18 +223,23 @@ impl<A: Events, B: Events> Events for (A, B) {
     }
 
     fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
-        self.0.faulted(attempt, outcome, fault);
-        self.1.faulted(attempt, outcome, fault);
+        self.0.faulted(attempt, &as_asked::<A>(outcome), fault);
+        self.1.faulted(attempt, &as_asked::<B>(outcome), fault);
     }
 
     fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
-        self.0.refused(attempt, outcome, why);
-        self.1.refused(attempt, outcome, why);
+        self.0.refused(attempt, &as_asked::<A>(outcome), why);
+        self.1.refused(attempt, &as_asked::<B>(outcome), why);
     }
 }
 
+/// The time was taken for any listener: this one may not have asked for it.
+fn as_asked<'a, E: Events>(outcome: &Outcome<'a>) -> Outcome<'a> {
+    Outcome { duration: outcome.duration.filter(|_| E::TIMED), ..*outcome }
+}
+
 /// Any listener, for a program that decides while it runs who listens: `Box<dyn DynEvents>`, `&mut dyn DynEvents`, and
-/// both with `Send`, are listeners. Every type that implements [`Events`] is one; there is nothing to implement.
+/// both with `Send`, or `Send` and `Sync`, are listeners. Every type that implements [`Events`] is one; there is nothing to implement.
 ///
 /// The clock is read at each access, whoever listens behind it; a listener that did not ask for the time is not told.
 ///
@@ -264,7 +269,7 @@ impl<E: Events> DynEvents for E {}
 
 /// What [`Events`] is without its constant: a trait that there can be objects of. Nobody else calls it.
 mod object {
-    use super::{Attempt, DeviceError, Events, IoFault, Outcome};
+    use super::{Attempt, DeviceError, Events, IoFault, Outcome, as_asked};
 
     pub enum Event<'a> {
         Before,
@@ -278,20 +283,14 @@ mod object {
         fn tell(&mut self, attempt: &Attempt<'_>, event: Event<'_>);
     }
 
-    /// The time was taken for any listener: this one may not have asked for it.
-    fn asked_for<'a, E: Events>(outcome: &Outcome<'a>) -> Outcome<'a> {
-        Outcome { duration: outcome.duration.filter(|_| E::TIMED), ..*outcome }
-    }
-
     impl<E: Events> Listener for E {
         fn tell(&mut self, attempt: &Attempt<'_>, event: Event<'_>) {
-            // The time was taken for any listener: this one may not have asked for it.
             match event {
                 Event::Before => self.before(attempt),
-                Event::After(outcome) => self.after(attempt, &asked_for::<E>(outcome)),
+                Event::After(outcome) => self.after(attempt, &as_asked::<E>(outcome)),
                 Event::Denied => self.denied(attempt),
-                Event::Faulted(outcome, fault) => self.faulted(attempt, &asked_for::<E>(outcome), fault),
-                Event::Refused(outcome, why) => self.refused(attempt, &asked_for::<E>(outcome), why),
+                Event::Faulted(outcome, fault) => self.faulted(attempt, &as_asked::<E>(outcome), fault),
+                Event::Refused(outcome, why) => self.refused(attempt, &as_asked::<E>(outcome), why),
             }
         }
     }
@@ -328,6 +327,7 @@ macro_rules! object_listens {
 
 object_listens!(dyn DynEvents + '_);
 object_listens!(dyn DynEvents + Send + '_);
+object_listens!(dyn DynEvents + Send + Sync + '_);
 
 /// The clock, for a listener that wants it.
 #[inline]

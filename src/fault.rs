@@ -63,6 +63,17 @@ pub struct IoFault {
     pub address: u64,
 }
 
+impl IoFault {
+    /// #GP(0): what a device model refuses an access with in the CPU's place
+    /// ([`PortDevice::try_access`](crate::PortDevice::try_access)).
+    pub const GENERAL_PROTECTION: Self = Self::new(13, 0, 0);
+
+    /// An exception with this vector, error code and, for a page fault, address.
+    pub const fn new(vector: u8, error_code: u16, address: u64) -> Self {
+        Self { vector, error_code, address }
+    }
+}
+
 impl core::fmt::Display for IoFault {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self.vector {

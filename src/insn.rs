@@ -473,12 +473,12 @@ impl Encoding {
     }
 }
 
-/// Why bytes are not a port-I/O instruction that this crate runs.
+/// Why bytes are not, or not yet, a port-I/O instruction that this crate runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The bytes end before the instruction does: fetch more and try again.
-    #[error("the instruction is cut off after {available} bytes")]
+    #[error("the instruction is cut off after {available} byte{}", if *available == 1 { "" } else { "s" })]
     Truncated {
         /// How many bytes there were.
         available: usize,
@@ -490,7 +490,7 @@ pub enum DecodeError {
     #[error("a LOCK prefix (f0) is not allowed on port I/O")]
     Lock,
     /// Some other instruction.
-    #[error("opcode {opcode:02x} is not IN, OUT, INS or OUTS")]
+    #[error("not a port-I/O instruction: opcode {opcode:02x} is not IN, OUT, INS or OUTS")]
     NotPortIo {
         /// The first byte that is not a prefix.
         opcode: u8,

@@ -64,23 +64,13 @@ impl Script {
         }
         match dice >> 8 & 63 {
             0 => Err(format!("refused: {dice:#x}").into()),
-            1 => Err(Box::new(fault())),
+            1 => Err(Box::new(IoFault::GENERAL_PROTECTION)),
             2 => panic!("{dice:#x}"),
             // "Busy", as a poll has it, more often than not.
             other if other % 8 != 7 => Ok((dice >> 32) as u32 & !1 | 0x80),
             _ => Ok((dice >> 32) as u32),
         }
     }
-}
-
-/// A fault, as the CPU makes one: `IoFault` is made by nobody else.
-fn fault() -> IoFault {
-    static FAULT: std::sync::OnceLock<IoFault> = std::sync::OnceLock::new();
-    *FAULT.get_or_init(|| {
-        let mut gprs = Gprs { rdx: 0x80, ..Gprs::default() };
-        // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
-        unsafe { StubTable::global().unwrap().stub(IoInsn::out_dx(Width::Byte)).run(&mut gprs) }.unwrap_err()
-    })
 }
 
 struct Device {
@@ -215,7 +205,7 @@ impl Ways {
         let result = catch_unwind(AssertUnwindSafe(|| run(&mut gprs, &mut memory)));
         let result = match result {
             Ok(result) => Ok(result.map_err(|error| format!("{error}: {error:?}"))),
-            Err(panic) => Err(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
+            Err(panic) => Err(panic.downcast_ref::<String>().cloned().unwrap_or_deIoFault::GENERAL_PROTECTION),
         };
         Came { result, gprs, memory, seen: script.seen() }
     }
@@ -309,7 +299,7 @@ fn registers(rng: &mut Rng) -> Gprs {
 fn every_form() {
     let ports = PortPermissions { read: all_but(&[0x60, 0xfffd]), write: all_but(&[0x61, 0x43]) };
     let mut ways = Ways::new(QuirkTable::none(), &ports);
-    let (mut rng, mut ends) = (Rng(1), Ends::default());
+    let (mut rng, mut ends) = (Rng(1), Ends::deIoFault::GENERAL_PROTECTION);
     for turn in 0..6 {
         for form in forms() {
             let seed = rng.next() ^ turn;
@@ -329,7 +319,7 @@ fn every_form() {
 fn every_string() {
     let ports = PortPermissions { read: all_but(&[0x60, 0xfffd]), write: all_but(&[0x61, 0x43]) };
     let mut ways = Ways::new(QuirkTable::from_iter(Quirk::ALL.iter().copied()), &ports);
-    let (mut rng, mut ends) = (Rng(2), Ends::default());
+    let (mut rng, mut ends) = (Rng(2), Ends::deIoFault::GENERAL_PROTECTION);
     let sizes = [AddressSize::Bits16, AddressSize::Bits32, AddressSize::Bits64];
     let mut others = Vec::new();
     for address in sizes {
@@ -394,7 +384,7 @@ fn every_quirk() {
     let all = [Quirk::ALL, OWN].concat();
     // Where nobody is, and where a device ends.
     let elsewhere = |port| Quirk::ALL.iter().map(move |quirk| quirk.at_port(port)).collect::<Vec<_>>();
-    let mut ends = Ends::default();
+    let mut ends = Ends::deIoFault::GENERAL_PROTECTION;
     for quirks in alone.chain([all, elsewhere(0x43), elsewhere(0x42), elsewhere(0xffff)]) {
         for (turn, ports) in [&permitted, &denied].into_iter().enumerate() {
             let mut ways = Ways::new(quirks.iter().copied().collect(), ports);

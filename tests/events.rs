@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use ioemul::events::{Attempt, DynEvents, Events, NoEvents, Outcome};
-use ioemul::{DeviceError, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width};
+use ioemul::{
+    DeviceError, Error, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortSet, SoftwareBus, Width,
+};
 
 /// Writes down every event.
 #[derive(Default)]
@@ -164,8 +166,32 @@ fn listeners_within_others() {
     const { assert!(<(NoEvents, Log<true>)>::TIMED && <(Log<true>, NoEvents)>::TIMED) };
     const { assert!(<&mut Log<true>>::TIMED && <Option<Log<true>>>::TIMED) };
     const { assert!(!<(Log<false>, NoEvents)>::TIMED && !<&mut NoEvents>::TIMED && !<Option<NoEvents>>::TIMED) };
-    // Of two, one that does not ask is told the time as well.
-    assert_eq!(run((NoEvents, Some(Log::<true>::default()))).1.unwrap().0, TRANSCRIPT);
+    // Of two, one is told the time, and one that does not ask is not (`Log` asserts both).
+    let both = run((Log::<false>::default(), Some(Log::<true>::default())));
+    assert_eq!([both.0.0, both.1.unwrap().0], [(); 2].map(|()| TRANSCRIPT.to_vec()));
+    let mut both = (Log::<false>::default(), Log::<true>::default());
+    run(&mut both as &mut (dyn DynEvents + Send + Sync));
+    assert_eq!([both.0.0, both.1.0], [(); 2].map(|()| TRANSCRIPT.to_vec()));
+}
+
+/// A device model refuses in the CPU's place, with an exception of its own making.
+#[test]
+fn a_devices_fault_is_told_as_the_cpus() {
+    struct Refuses;
+    impl PortDevice for Refuses {
+        fn try_access(&mut self, _: PortAccess, _: u32, _: &mut Gprs) -> Result<u32, DeviceError> {
+            Err(Box::new(IoFault::new(14, 2, 0x1000)))
+        }
+    }
+    let mut bus = SoftwareBus::new();
+    bus.attach(0x80..=0x80, Refuses).unwrap();
+    let mut log = Log::<false>::default();
+    let mut emulator = IoEmulator::builder().ports(PortSet::all()).bus(bus).events(&mut log).build().unwrap();
+    let error = emulator.execute(IoInsn::in_imm8(Width::Byte, 0x80), &mut Gprs::default()).unwrap_err();
+    assert!(matches!(error, Error::Fault { fault: IoFault { vector: 14, error_code: 2, address: 0x1000, .. }, .. }));
+    drop(emulator);
+    assert_eq!(log.0, ["before in al, 0x80 port 0x80", "faulted 14 in al, 0x80 [] []"]);
+    assert_eq!(IoFault::GENERAL_PROTECTION, IoFault::new(13, 0, 0));
 }
 
 #[test]

@@ -137,8 +137,9 @@ pub enum ExitError {
 
     /// The data is not that of the accesses.
     #[error(
-        "{count} elements of {} byte{} have {} bytes of data, and there are {len}: pass all of it, and no more",
-        width.bytes(), if *width == Width::Byte { "" } else { "s" }, *count as u64 * width.bytes() as u64
+        "{count} element{} of {} byte{} have {} bytes of data, and there are {len}: pass all of it, and no more",
+        if *count == 1 { "" } else { "s" }, width.bytes(), if *width == Width::Byte { "" } else { "s" },
+        *count as u64 * width.bytes() as u64
     )]
     Data {
         /// How many accesses there are.
