@@ -12,8 +12,7 @@ use common::{Rng, forms};
 use ioemul::events::{Attempt, Events, Outcome};
 use ioemul::{
     AddressSize, DeviceError, Direction, Gprs, IoEmulator, IoFault, IoInsn, PortAccess, PortDevice, PortOperand,
-    PortPermissions, PortSet, Quirk, QuirkTable, Segment, SoftwareBus, Step, StringError, StubLayout, StubTable,
-    Trigger, Width,
+    PortPermissions, PortSet, Quirk, QuirkTable, Segment, SoftwareBus, Step, StringError, StubLayout, Trigger, Width,
 };
 
 /// What somebody saw: a device, by the first of its ports, or the listener.
@@ -205,7 +204,7 @@ impl Ways {
         let result = catch_unwind(AssertUnwindSafe(|| run(&mut gprs, &mut memory)));
         let result = match result {
             Ok(result) => Ok(result.map_err(|error| format!("{error}: {error:?}"))),
-            Err(panic) => Err(panic.downcast_ref::<String>().cloned().unwrap_or_deIoFault::GENERAL_PROTECTION),
+            Err(panic) => Err(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
         };
         Came { result, gprs, memory, seen: script.seen() }
     }
@@ -287,7 +286,7 @@ fn all_but(ports: &[u16]) -> PortSet {
 /// A port at which something is: a device begins or ends, a quirk has its trigger, nothing is permitted, or any.
 fn port(rng: &mut Rng) -> u64 {
     const PORTS: [u64; 12] = [0x41, 0x42, 0x43, 0x44, 0x60, 0xb0, 0xb1, 0xb2, 0xcd1, 0xcd4, 0xfffc, 0xffff];
-    if rng.next().is_multiple_of(3) { rng.next() & 0xffff } else { PORTS[rng.below(PORTS.len())] }
+    if rng.next() % 3 == 0 { rng.next() & 0xffff } else { PORTS[rng.below(PORTS.len())] }
 }
 
 fn registers(rng: &mut Rng) -> Gprs {
@@ -299,7 +298,7 @@ fn registers(rng: &mut Rng) -> Gprs {
 fn every_form() {
     let ports = PortPermissions { read: all_but(&[0x60, 0xfffd]), write: all_but(&[0x61, 0x43]) };
     let mut ways = Ways::new(QuirkTable::none(), &ports);
-    let (mut rng, mut ends) = (Rng(1), Ends::deIoFault::GENERAL_PROTECTION);
+    let (mut rng, mut ends) = (Rng(1), Ends::default());
     for turn in 0..6 {
         for form in forms() {
             let seed = rng.next() ^ turn;
@@ -319,7 +318,7 @@ fn every_form() {
 fn every_string() {
     let ports = PortPermissions { read: all_but(&[0x60, 0xfffd]), write: all_but(&[0x61, 0x43]) };
     let mut ways = Ways::new(QuirkTable::from_iter(Quirk::ALL.iter().copied()), &ports);
-    let (mut rng, mut ends) = (Rng(2), Ends::deIoFault::GENERAL_PROTECTION);
+    let (mut rng, mut ends) = (Rng(2), Ends::default());
     let sizes = [AddressSize::Bits16, AddressSize::Bits32, AddressSize::Bits64];
     let mut others = Vec::new();
     for address in sizes {
@@ -384,7 +383,7 @@ fn every_quirk() {
     let all = [Quirk::ALL, OWN].concat();
     // Where nobody is, and where a device ends.
     let elsewhere = |port| Quirk::ALL.iter().map(move |quirk| quirk.at_port(port)).collect::<Vec<_>>();
-    let mut ends = Ends::deIoFault::GENERAL_PROTECTION;
+    let mut ends = Ends::default();
     for quirks in alone.chain([all, elsewhere(0x43), elsewhere(0x42), elsewhere(0xffff)]) {
         for (turn, ports) in [&permitted, &denied].into_iter().enumerate() {
             let mut ways = Ways::new(quirks.iter().copied().collect(), ports);

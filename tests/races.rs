@@ -67,10 +67,10 @@ fn faults(end: Instant, seed: u64) {
     let (tables, forms) = (TABLES.get().unwrap(), forms().map(|form| form.insn).collect::<Vec<_>>());
     let mut rng = Rng(seed);
     while Instant::now() < end {
-        let own = (seed.is_multiple_of(2)).then(|| build(&mut rng));
+        let own = (seed % 2 == 0).then(|| build(&mut rng));
         for _ in 0..200 {
             let shared = &tables[rng.below(tables.len())];
-            let table = own.as_ref().filter(|_| rng.next().is_multiple_of(2)).unwrap_or(shared);
+            let table = own.as_ref().filter(|_| rng.next() % 2 == 0).unwrap_or(shared);
             assert!(fails(table, forms[rng.below(forms.len())], rng.gprs()));
         }
         add(&COUNTS.faults, 200);
@@ -78,10 +78,10 @@ fn faults(end: Instant, seed: u64) {
 }
 
 fn build(rng: &mut Rng) -> StubTable {
-    let quirks = if rng.next().is_multiple_of(2) { QuirkTable::none() } else { QuirkTable::builtin() };
+    let quirks = if rng.next() % 2 == 0 { QuirkTable::none() } else { QuirkTable::builtin() };
     let builder = StubTable::builder().layout(StubLayout::ALL[rng.below(StubLayout::ALL.len())]);
     add(&COUNTS.tables, 1);
-    builder.quirks(quirks).endbr64(rng.next().is_multiple_of(2)).build().unwrap()
+    builder.quirks(quirks).endbr64(rng.next() % 2 == 0).build().unwrap()
 }
 
 fn tables(end: Instant) {
