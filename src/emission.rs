@@ -1,7 +1,7 @@
 //! What a host asks of emitted code, and why it cannot be had.
 
 use crate::stub::{Backend, PayloadProblem, Returns, StubStyle};
-use crate::{Quirk, RegisterFile, Ring, StubLayout};
+use crate::{IoInsn, Quirk, RegisterFile, Ring, StubLayout};
 
 /// How stubs and their helpers are to be emitted into memory of the caller's.
 ///
@@ -201,6 +201,14 @@ pub enum EmitError {
     StringInPayload {
         /// Name of the quirk.
         quirk: &'static str,
+    },
+    /// INS or OUTS in a form that a stub cannot hold: with 16-bit addresses, or a segment override.
+    #[error(
+        "`{insn}` has no stub: translate its pointers, and run the form with 64-bit addresses and without a segment override"
+    )]
+    NoStub {
+        /// The instruction.
+        insn: IoInsn,
     },
     /// A quirk's payload uses a label that is not defined, or too many of them.
     #[error("the label {label:?} is undefined, too far away, or one too many")]

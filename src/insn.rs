@@ -436,6 +436,18 @@ impl IoInsn {
         (direction, width)
     }
 
+    /// Whether a stub can hold it as it is. One of INS or OUTS runs in 64-bit code, on pointers of the host's: there are no 16-bit
+    /// addresses, and a segment override would add a base of the host's.
+    pub(crate) const fn has_stub(self) -> bool {
+        match self.operand {
+            PortOperand::String { address: AddressSize::Bits16, .. } => false,
+            PortOperand::String { segment, .. } => {
+                matches!(self.direction, Direction::In) || matches!(segment, Segment::Ds)
+            }
+            _ => true,
+        }
+    }
+
     /// The position of its stub: in [`Self::in_out`], and from [`Self::COUNT`] on in [`Self::strings`].
     ///
     /// A segment override makes no difference, and 16-bit addresses are not 32-bit ones: whoever runs such a form for a

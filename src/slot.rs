@@ -131,7 +131,8 @@ fn emit_all(
 /// first quirk does that takes the access, or else the plain access: what
 /// [`CodeTable::resolve`](crate::CodeTable::resolve) decides before the call.
 ///
-/// The pointers that INS and OUTS follow are the register file's: whoever emits one has bounded and translated them.
+/// The pointers that INS and OUTS follow are the register file's: whoever emits one has bounded and translated them. The forms
+/// are those of [`IoInsn::strings`]: a guest's segment override would be a base of the host's.
 ///
 /// The stub asks nobody for permission. Whoever calls it has looked that what it is going to do is permitted: every access
 /// that [`Quirk::accesses`] names, of the first quirk that [applies](Quirk::applies), or else the plain access.
@@ -143,6 +144,9 @@ pub fn emit_stub(slot: &mut [u8], va: u64, insn: IoInsn, helpers: &Helpers) -> R
     // What a hypervisor with a slot for each CPU does for every access.
     if helpers.template.is_there() && !insn.is_string() && helpers.quirks_of(insn).next().is_none() {
         return helpers.template.write(slot, va, insn);
+    }
+    if !insn.has_stub() {
+        return Err(EmitError::NoStub { insn });
     }
     emit_checked(slot, va, helpers.targets, |sink| emit_stubs(sink, insn, helpers, |_, _| ()))
 }

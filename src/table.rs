@@ -94,9 +94,7 @@ impl CodeTable {
     /// The stub follows RSI, RDI and RCX of the register file as they are. A guest's are not to be trusted: who asks
     /// has bounded the count, and translated the pointer to memory of the host's that may be accessed.
     pub fn string_entry(&self, insn: IoInsn) -> Option<u64> {
-        let index = insn.index().checked_sub(IoInsn::COUNT)?;
-        let has_a_stub = IoInsn::strings().nth(index) == Some(insn);
-        has_a_stub.then(|| self.address(self.arena.stub(insn).0))
+        (insn.is_string() && insn.has_stub()).then(|| self.address(self.arena.stub(insn).0))
     }
 
     /// The executable address of the stub for an access with these registers: that of the first quirk that takes it,

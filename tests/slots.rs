@@ -8,8 +8,8 @@ use common::slots::{VA, hardenings, helpers_at, options};
 use common::{files, some_forms};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 use ioemul::{
-    CodeSink, CodeTable, EmitError, EmitOptions, Gprs, Helper, Helpers, IoInsn, Payload, Quirk, RegisterFile, Ring,
-    StubLayout, Trigger, Width, emit_stub,
+    CodeSink, CodeSize, CodeTable, EmitError, EmitOptions, Gprs, Helper, Helpers, IoInsn, Payload, PortOperand, Quirk,
+    RegisterFile, Ring, Segment, StubLayout, Trigger, Width, emit_stub,
 };
 
 const OUT: IoInsn = IoInsn::out_dx(Width::Byte);
@@ -621,4 +621,42 @@ fn lengths_that_a_host_can_plan_with() {
             assert!(emit_stub(&mut [0; 256], 0x2000, insn, &hardened).unwrap() > layout.stub_len(), "{layout:?}");
         }
     }
+}
+
+/// A guest's segment override would be a base of the host's (FS and GS), and 16-bit addresses there are none: a slot refuses what a
+/// table has no stub for, and is as it was.
+#[test]
+fn forms_of_a_guest_that_no_stub_can_hold() {
+    let helpers = helpers_at(MIDDLE, &EmitOptions::new());
+    let mut memory = vec![0; CodeTable::size(&EmitOptions::new())];
+    let table = CodeTable::emit(&mut memory, MIDDLE, &EmitOptions::new()).unwrap();
+    for code in
+        [&[0x64, 0x6e][..], &[0x65, 0xf3, 0x6f], &[0x2e, 0x6e], &[0x67, 0x64, 0x66, 0x6f], &[0x6c], &[0xf3, 0x6f]]
+    {
+        for &size in CodeSize::ALL {
+            let (insn, _) = IoInsn::decode_in(size, code).unwrap();
+            let is_there = IoInsn::strings().any(|form| form == insn);
+            assert_eq!(table.string_entry(insn).is_some(), is_there, "{insn}");
+            let mut slot = [0xaa; 64];
+            match emit_stub(&mut slot, MIDDLE + 0x1000, insn, &helpers) {
+                Ok(_) => assert!(is_there, "{insn}"),
+                Err(error) => {
+                    assert!(!is_there && slot == [0xaa; 64], "{insn}");
+                    assert_eq!(error, EmitError::NoStub { insn });
+                    assert_eq!(
+                        error.to_string(),
+                        format!(
+                            "`{insn}` has no stub: translate its pointers, and run the form with 64-bit addresses and without a \
+                             segment override"
+                        )
+                    );
+                }
+            }
+        }
+    }
+    // INS writes to ES, whatever its segment is said to be.
+    let PortOperand::String { rep, address, .. } = IoInsn::rep_ins(Width::Word).operand else { unreachable!() };
+    let operand = PortOperand::String { rep, address, segment: Segment::Gs };
+    let insn = IoInsn { operand, ..IoInsn::rep_ins(Width::Word) };
+    assert_eq!(table.string_entry(insn), table.string_entry(IoInsn::rep_ins(Width::Word)));
 }
