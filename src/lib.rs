@@ -84,6 +84,8 @@ mod error;
 pub mod events;
 #[cfg(feature = "std")]
 pub mod fault;
+#[cfg(feature = "gas")]
+pub mod gas;
 #[cfg(feature = "std")]
 pub mod guest_rpc;
 #[cfg(feature = "std")]

@@ -1,0 +1,94 @@
+//! The table as assembler source and C header: for hypervisors and kernels in C, which assemble it when they are built.
+//!
+//! ```text
+//!   EmitOptions ──emit──▶ bytes of a CodeTable ──decode, name──▶ TABLE.S      (the code: position-independent, text only)
+//!        └──────────────────────────────────────quirks, offsets─▶ TABLE.h      (index, quirks, fixup: no call, no library)
+//! ```
+//!
+//! No Rust is in the host then, no code is written while it runs, and the only undefined symbol is the return thunk, if one
+//! is asked for.
+
+use core::fmt;
+
+use crate::{CodeTable, EmitError, EmitOptions};
+
+mod header;
+mod source;
+
+/// A table to be assembled, and its header.
+///
+/// ```
+/// use ioemul::gas::HostTable;
+/// use ioemul::{EmitOptions, RegisterFile};
+/// let options = EmitOptions::new().registers(RegisterFile::PT_REGS).endbr64(true).int3(true);
+/// let table = HostTable::new(&options)?.section(".text.ioemul").return_thunk("__x86_return_thunk");
+/// std::fs::write(std::env::temp_dir().join("ioemul_table.S"), table.source().to_string())?;
+/// std::fs::write(std::env::temp_dir().join("ioemul_table.h"), table.header().to_string())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct HostTable<'q> {
+    options: EmitOptions<'q>,
+    prefix: String,
+    section: String,
+    return_thunk: Option<String>,
+}
+
+/// Where the return thunk is while the table is emitted: nowhere near it, so that a jump to it cannot be taken for another.
+const THUNK: u64 = 0x4000_0000;
+
+impl<'q> HostTable<'q> {
+    /// A table with these options. Their return thunk, an address, is not for a table whose address nobody knows yet: name
+    /// its symbol instead ([`Self::return_thunk`]).
+    ///
+    /// # Errors
+    ///
+    /// [`EmitError`], as [`CodeTable::emit`].
+    pub fn new(options: &EmitOptions<'q>) -> Result<Self, EmitError> {
+        let table = Self {
+            options: options.return_thunk(None),
+            prefix: "ioemul".into(),
+            section: ".text".into(),
+            return_thunk: None,
+        };
+        table.emit()?;
+        Ok(table)
+    }
+
+    /// What all global names start with; `ioemul` by default.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The section that the code goes to; `.text` by default.
+    pub fn section(mut self, section: impl Into<String>) -> Self {
+        self.section = section.into();
+        self
+    }
+
+    /// The symbol of the return thunk: every RET becomes a JMP to it.
+    pub fn return_thunk(mut self, symbol: impl Into<String>) -> Self {
+        self.return_thunk = Some(symbol.into());
+        self
+    }
+
+    /// The assembler source, for GNU as or clang, in AT&T syntax.
+    pub fn source(&self) -> impl fmt::Display + '_ {
+        source::Source(self)
+    }
+
+    /// The C header.
+    pub fn header(&self) -> impl fmt::Display + '_ {
+        header::Header(self)
+    }
+
+    /// The same table, as it is at address 0.
+    fn emit(&self) -> Result<(CodeTable, Vec<u8>), EmitError> {
+        let options = self.options.return_thunk(self.return_thunk.as_ref().map(|_| THUNK));
+        let mut code = vec![0; CodeTable::size(&options)];
+        let table = CodeTable::emit(&mut code, 0, &options)?;
+        Ok((table, code))
+    }
+}

@@ -1,0 +1,304 @@
+//! TABLE.S: the code.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, OpKind, SymbolResolver, SymbolResult,
+};
+
+use super::{HostTable, THUNK};
+use crate::{CodeTable, Direction, IoInsn, PortOperand, SymbolName, Width};
+
+pub(super) struct Source<'t>(pub &'t HostTable<'t>);
+
+impl fmt::Display for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok((table, code)) = self.0.emit() else { return Err(fmt::Error) };
+        let writer = Writer::new(self.0, &table, &code);
+        writer.head(f)?;
+        writer.helpers(f)?;
+        writer.whole_stubs(f)?;
+        writer.plain_stubs(f)?;
+        writer.tail(f)
+    }
+}
+
+/// A stub or helper: where it is, how long, and what it is called.
+struct Part {
+    name: SymbolName,
+    at: usize,
+    len: usize,
+}
+
+struct Writer<'t> {
+    host: &'t HostTable<'t>,
+    code: &'t [u8],
+    parts: Vec<Part>,
+    /// Landing pads, by their offset.
+    pads: BTreeMap<usize, String>,
+    /// Where an access can fault, and its pad.
+    faults: BTreeMap<usize, usize>,
+}
+
+impl<'t> Writer<'t> {
+    fn new(host: &'t HostTable<'t>, table: &CodeTable, code: &'t [u8]) -> Self {
+        let faults: BTreeMap<_, _> = table.faults().map(|(at, pad)| (at as usize, pad as usize)).collect();
+        let mut pads = BTreeMap::new();
+        for &pad in faults.values() {
+            let number = pads.len();
+            pads.entry(pad).or_insert_with(|| format!(".L{}_pad{number}", host.prefix));
+        }
+        let part = |symbol: crate::Symbol| Part { name: symbol.name, at: symbol.address as usize, len: symbol.len };
+        Self { host, code, parts: table.symbols().map(part).collect(), pads, faults }
+    }
+
+    fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HostTable { options, prefix, section, return_thunk } = self.host;
+        writeln!(
+            f,
+            "/* Stubs for port I/O with a guest's registers in view. Made by ioemul {}: do not edit.",
+            VERSION
+        )?;
+        writeln!(f, " *")?;
+        writeln!(
+            f,
+            " * layout {:?}, ring {:?}, ENDBR64 {}, INT3 {}, scrub {}",
+            options.layout, options.ring, options.endbr64, options.int3, options.scrub
+        )?;
+        writeln!(f, " * return thunk {}", return_thunk.as_deref().unwrap_or("none"))?;
+        write!(f, " * register file ")?;
+        for (name, offset) in crate::Gprs::NAMES.iter().zip(options.registers.offsets()) {
+            write!(f, " {name} {offset}")?;
+        }
+        match options.registers.rflags() {
+            Some(offset) => writeln!(f, " rflags {offset}")?,
+            None => writeln!(f, ", no flags")?,
+        }
+        writeln!(f, " *")?;
+        writeln!(f, " * Position-independent, text only. SPDX-License-Identifier: MIT OR Apache-2.0 */")?;
+        writeln!(f, "\t.section {section}, \"ax\", @progbits")?;
+        writeln!(f, "\t.balign 16")?;
+        writeln!(f, "\t.globl {prefix}_table")?;
+        writeln!(f, "{prefix}_table:")
+    }
+
+    fn helpers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut end = 0;
+        for part in self.parts.iter().filter(|part| matches!(part.name, SymbolName::Helper(_))) {
+            writeln!(f, "\n{}:", self.label(part))?;
+            self.lines(f, part.at, part.len)?;
+            end = part.at + part.len;
+        }
+        self.padding(f, end)
+    }
+
+    /// Those of INS, OUTS and quirks, each by itself.
+    fn whole_stubs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.parts {
+            let what = match part.name {
+                SymbolName::Stub(insn) if insn.is_string() => insn.to_string(),
+                SymbolName::Quirk { name, insn } => format!("{insn}: {name}"),
+                _ => continue,
+            };
+            writeln!(f, "\n{}:\t/* {what} */", self.label(part))?;
+            self.lines(f, part.at, part.len)?;
+            self.size(f, part)?;
+            self.padding(f, part.at + part.len)?;
+        }
+        Ok(())
+    }
+
+    /// Those of IN and OUT: one macro, and a line for each.
+    fn plain_stubs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain =
+            || self.parts.iter().filter(|part| matches!(part.name, SymbolName::Stub(insn) if !insn.is_string()));
+        let Some(first) = plain().next() else { return Ok(()) };
+        let prefix = &self.host.prefix;
+        writeln!(f, "\n\t.macro {prefix}_stub prefix, opcode, last")?;
+        self.lines(f, first.at, first.len)?;
+        writeln!(f, "\t.balign 16, 0xcc")?;
+        writeln!(f, "\t.endm")?;
+        for part in plain() {
+            let SymbolName::Stub(insn) = part.name else { continue };
+            if !matches!(insn.operand, PortOperand::Imm8(1..)) {
+                writeln!(f, "\n{}:", self.label(part))?;
+            }
+            let [first, opcode, last] = insn.encode_padded();
+            writeln!(f, "\t{prefix}_stub {first:#04x}, {opcode:#04x}, {last:#04x}\t/* {insn} */")?;
+        }
+        Ok(())
+    }
+
+    fn tail(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = &self.host.prefix;
+        writeln!(f, "\n\t.type {prefix}_table, @function")?;
+        writeln!(f, "\t.size {prefix}_table, . - {prefix}_table")?;
+        writeln!(f, "\t.section .note.GNU-stack, \"\", @progbits")
+    }
+
+    fn size(&self, f: &mut fmt::Formatter<'_>, part: &Part) -> fmt::Result {
+        let label = self.label(part);
+        writeln!(f, "\t.type {label}, @function\n\t.size {label}, . - {label}")
+    }
+
+    fn padding(&self, f: &mut fmt::Formatter<'_>, end: usize) -> fmt::Result {
+        if end.is_multiple_of(16) { Ok(()) } else { writeln!(f, "\t.balign 16, 0xcc") }
+    }
+
+    fn label(&self, part: &Part) -> String {
+        let prefix = &self.host.prefix;
+        match part.name {
+            SymbolName::Helper(helper) => format!(".L{prefix}_{}", helper.name()),
+            SymbolName::Stub(insn) => format!("{prefix}_{}", form_name(insn)),
+            SymbolName::Quirk { name, insn } => {
+                let name: String = name
+                    .chars()
+                    .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+                    .collect();
+                format!("{prefix}_{}__{name}", form_name(insn))
+            }
+        }
+    }
+
+    /// The instructions of a part.
+    fn lines(&self, f: &mut fmt::Formatter<'_>, at: usize, len: usize) -> fmt::Result {
+        let code = &self.code[at..at + len];
+        let instructions: Vec<_> = Decoder::with_ip(64, code, at as u64, DecoderOptions::NONE).into_iter().collect();
+        let numbered = self.places_within(&instructions, at..at + len);
+        let names = Names { named: self.names(), numbered: numbered.clone() };
+        let mut formatter = GasFormatter::with_options(Some(Box::new(names)), None);
+        formatter.options_mut().set_rip_relative_addresses(true);
+        let is_plain = |part: &Part| matches!(part.name, SymbolName::Stub(insn) if !insn.is_string());
+        let in_macro = self.parts.iter().any(|part| part.at == at && is_plain(part));
+        let mut access_seen = false;
+        for insn in &instructions {
+            let ip = insn.ip() as usize;
+            let bytes = &code[ip - at..][..insn.len()];
+            if let Some(label) = self.pads.get(&ip) {
+                writeln!(f, "{label}:")?;
+            }
+            if let Ok(number) = numbered.binary_search(&insn.ip()) {
+                writeln!(f, "{}:", number + 1)?;
+            }
+            let mut text = String::new();
+            formatter.format(insn, &mut text);
+            if in_macro && self.is_io(insn) {
+                if !access_seen {
+                    writeln!(f, "\t.byte \\prefix, \\opcode, \\last")?;
+                }
+                access_seen = true;
+            } else if is_branch(insn) && insn.len() > 2 && !self.is_only_form(insn) {
+                let target = text.split_ascii_whitespace().last().unwrap_or_default();
+                let opcode = listed(&bytes[..bytes.len() - 4]);
+                writeln!(f, "\t.byte {opcode}\t/* {text} */\n\t.long {target} - . - 4")?;
+            } else if is_chosen(insn) {
+                writeln!(f, "\t{text}")?;
+            } else {
+                writeln!(f, "\t.byte {}\t/* {text} */", listed(bytes))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a near branch has no short form that an assembler might choose: a call, or a jump out of the object.
+    fn is_only_form(&self, insn: &Instruction) -> bool {
+        insn.code() == Code::Call_rel32_64 || insn.near_branch_target() == THUNK
+    }
+
+    /// Everything outside a part that its instructions can name.
+    fn names(&self) -> BTreeMap<u64, String> {
+        let thunk = self.host.return_thunk.iter().map(|symbol| (THUNK, symbol.clone()));
+        let parts = self.parts.iter().map(|part| (part.at as u64, self.label(part)));
+        let pads = self.pads.iter().map(|(at, label)| (*at as u64, label.clone()));
+        parts.chain(pads).chain(thunk).collect()
+    }
+
+    /// Where instructions of a part refer to places within it that have no name.
+    fn places_within(&self, instructions: &[Instruction], part: Range<usize>) -> Vec<u64> {
+        let mut places: Vec<_> = instructions
+            .iter()
+            .filter(|insn| is_branch(insn))
+            .map(Instruction::near_branch_target)
+            .filter(|at| part.contains(&(*at as usize)) && !self.pads.contains_key(&(*at as usize)))
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// Whether an instruction of the first plain stub is of its `<io>`: no-op, IN, no-op.
+    fn is_io(&self, insn: &Instruction) -> bool {
+        matches!(insn.code(), Code::Nopd | Code::Nopw | Code::Nopq | Code::In_AL_DX)
+    }
+}
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// `in_al_imm8`, `outs_dx_byte`, …
+fn form_name(insn: IoInsn) -> String {
+    let direction = if insn.direction == Direction::In { "in" } else { "out" };
+    let register = ["al", "ax", "eax"][insn.width as usize];
+    match insn.operand {
+        PortOperand::Imm8(_) => format!("{direction}_{register}_imm8"),
+        PortOperand::Dx => format!("{direction}_{register}_dx"),
+        PortOperand::String { rep, address, .. } => {
+            let letter = match insn.width {
+                Width::Byte => 'b',
+                Width::Word => 'w',
+                Width::Dword => 'd',
+            };
+            let rep = if rep { "rep_" } else { "" };
+            let address = if address == crate::AddressSize::Bits64 { "" } else { "_addr32" };
+            format!("{rep}{direction}s{letter}{address}")
+        }
+    }
+}
+
+fn is_branch(insn: &Instruction) -> bool {
+    insn.op0_kind() == OpKind::NearBranch64
+}
+
+fn listed(bytes: &[u8]) -> String {
+    let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:#04x}")).collect();
+    bytes.join(", ")
+}
+
+/// Whether an assembler, given the text, chooses these bytes: it has an order of its own for the prefixes of INS, OUTS and
+/// no-ops, and takes an immediate byte where 32 bits would do.
+fn is_chosen(insn: &Instruction) -> bool {
+    use iced_x86::Mnemonic::{Add, And, Cmp, Insb, Insd, Insw, Nop, Or, Outsb, Outsd, Outsw, Sub, Xor};
+    match insn.mnemonic() {
+        Insb | Insw | Insd | Outsb | Outsw | Outsd | Nop => insn.len() == 1,
+        Add | And | Cmp | Or | Sub | Xor => (0..insn.op_count()).all(|op| match insn.op_kind(op) {
+            OpKind::Immediate32 | OpKind::Immediate32to64 => i8::try_from(insn.immediate(op) as i32).is_err(),
+            _ => true,
+        }),
+        _ => true,
+    }
+}
+
+/// What targets are called.
+#[derive(Default)]
+struct Names {
+    /// Helpers, landing pads, the thunk.
+    named: BTreeMap<u64, String>,
+    /// Places within the part, by ascending address: `1`, `2`, …
+    numbered: Vec<u64>,
+}
+
+impl SymbolResolver for Names {
+    fn symbol(&mut self, insn: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
+        if !is_branch(insn) && !insn.is_ip_rel_memory_operand() {
+            return None; // a displacement
+        }
+        match self.numbered.binary_search(&address) {
+            Ok(number) => {
+                let name = format!("{}{}", number + 1, if address > insn.ip() { 'f' } else { 'b' });
+                Some(SymbolResult::with_string(address, name))
+            }
+            Err(_) => Some(SymbolResult::with_str(address, self.named.get(&address)?)),
+        }
+    }
+}
