@@ -10,9 +10,10 @@
 
 use core::fmt;
 
-use crate::{CodeTable, EmitError, EmitOptions};
+use crate::{CodeTable, EmitError, EmitOptions, Gprs};
 
 mod header;
+mod parts;
 mod source;
 
 /// A table to be assembled, and its header.
@@ -82,6 +83,23 @@ impl<'q> HostTable<'q> {
     /// The C header.
     pub fn header(&self) -> impl fmt::Display + '_ {
         header::Header(self)
+    }
+
+    /// What it was made for, line by line.
+    fn description(&self, indent: &str) -> String {
+        let EmitOptions { layout, ring, endbr64, int3, scrub, registers, .. } = &self.options;
+        let words = Gprs::NAMES.iter().zip(registers.offsets().iter().copied().chain(registers.rflags()));
+        let words: Vec<_> = words.map(|(name, offset)| format!("{name} {offset}")).collect();
+        let quirks: Vec<_> = self.options.quirks.iter().map(crate::Quirk::name).collect();
+        format!(
+            "{indent}layout {layout:?}, ring {ring:?}, ENDBR64 {endbr64}, INT3 {int3}, scrubbing {scrub}, return thunk {}\n\
+             {indent}registers at {}{}\n\
+             {indent}quirks: {}\n",
+            self.return_thunk.as_deref().unwrap_or("none"),
+            words.join(", "),
+            if registers.rflags().is_none() { ", no flags" } else { "" },
+            if quirks.is_empty() { "none".to_owned() } else { quirks.join("; ") },
+        )
     }
 
     /// The same table, as it is at address 0.

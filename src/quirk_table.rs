@@ -291,6 +291,11 @@ impl Quirk {
         }
     }
 
+    /// The machines that have it; `None` for every machine.
+    pub const fn platform(&self) -> Option<&'static DmiMatch> {
+        self.platform
+    }
+
     /// Whether a machine with these strings has the quirk.
     pub fn is_on_platform(&self, dmi: &DmiStrings<'_>) -> bool {
         self.platform.is_none_or(|platform| platform.matches(dmi))

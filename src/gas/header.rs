@@ -1,13 +1,137 @@
-//! TABLE.h: what C needs to know.
+//! TABLE.h: what C needs to know of the code, as constants and inline functions.
 
 use std::fmt;
 
 use super::HostTable;
+use super::parts::Parts;
+use crate::{Direction, Gprs, IoInsn, PortAccess, Quirk, SymbolName, Width};
 
 pub(super) struct Header<'t>(pub &'t HostTable<'t>);
 
+/// Fields of a DMI identity, in the order of the header's array.
+const DMI_FIELDS: [&str; 5] = ["bios_vendor", "bios_version", "sys_vendor", "product_name", "board_name"];
+
 impl fmt::Display for Header<'_> {
-    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Ok(())
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok((table, code)) = self.0.emit() else { return Err(fmt::Error) };
+        let parts = Parts::new(self.0, &table);
+        let text = self.fill(TEMPLATE, &parts, code.len());
+        f.write_str(&text)
     }
 }
+
+impl Header<'_> {
+    /// The template, with everything in its place.
+    fn fill(&self, template: &str, parts: &Parts<'_>, size: usize) -> String {
+        let prefix = &self.0.prefix;
+        let [word, next] = [1, 2].map(|index| parts.plain(index));
+        let first = parts.plain(0);
+        // A fault in a stub of 16 bits is at its `<io>`'s first byte.
+        let io = parts.faults.range(word..next).next().map_or(0, |(at, _)| at - word);
+        let plain_pad = parts.faults.range(word..next).next().map_or(0, |(_, pad)| *pad);
+        let strings: Vec<_> = IoInsn::strings().take(2).map(|insn| parts.stub(insn)).collect();
+        template
+            .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+            .replace("@OPTIONS@", &self.0.description(" * "))
+            .replace("@SIZE@", &size.to_string())
+            .replace("@FIRST@", &first.to_string())
+            .replace("@STRIDE@", &(word - first).to_string())
+            .replace("@STRING_FIRST@", &strings[0].to_string())
+            .replace("@STRING_STRIDE@", &(strings[1] - strings[0]).to_string())
+            .replace("@IO@", &io.to_string())
+            .replace("@PLAIN_PAD@", &plain_pad.to_string())
+            .replace("@FORMS@", &IoInsn::COUNT.to_string())
+            .replace("@REGISTERS@", &self.registers())
+            .replace("@ASSERTIONS@", &self.assertions())
+            .replace("@FAULTS@", &faults(parts, first))
+            .replace("@QUIRK_STUBS@", &self.quirk_stubs(parts))
+            .replace("@DMI@", &self.dmi())
+            .replace("@QUIRK_NAMES@", &self.quirk_names())
+            .replace("PREFIX", &prefix.to_uppercase())
+            .replace("prefix", prefix)
+    }
+
+    fn registers(&self) -> String {
+        let file = &self.0.options.registers;
+        let words = Gprs::NAMES.iter().copied().zip(file.offsets().iter().copied().chain(file.rflags()));
+        let lines = words.map(|(name, offset)| format!("#define PREFIX_{} ({offset})\n", name.to_uppercase()));
+        lines.collect()
+    }
+
+    fn assertions(&self) -> String {
+        let file = &self.0.options.registers;
+        let names = Gprs::NAMES.iter().take(15 + usize::from(file.rflags().is_some()));
+        let parameters: Vec<_> = names.clone().copied().collect();
+        let checks: Vec<_> =
+            names.map(|name| format!("    PREFIX_ASSERT_WORD(type, {name}, PREFIX_{})", name.to_uppercase())).collect();
+        format!("#define PREFIX_ASSERT_REGISTERS(type, {}) \\\n{}", parameters.join(", "), checks.join("; \\\n"))
+    }
+
+    fn quirk_stubs(&self, parts: &Parts<'_>) -> String {
+        let mut lines = String::new();
+        for part in &parts.parts {
+            let SymbolName::Quirk { name, insn } = part.name else { continue };
+            let Some((number, quirk)) =
+                self.0.options.quirks.iter().enumerate().find(|(_, quirk)| quirk.name() == name)
+            else {
+                continue;
+            };
+            let trigger = quirk.trigger();
+            let accesses: Vec<_> = quirk.accesses(insn).map(access).collect();
+            lines += &format!(
+                "    {{ {}, {:#06x}, {number}, {}, {:#x}, {:#x}, {}, {{ {} }} }}, /* {insn}: {name} */\n",
+                insn.index(),
+                trigger.port,
+                accesses.len(),
+                trigger.mask,
+                trigger.value,
+                part.at,
+                accesses.join(", ")
+            );
+        }
+        lines
+    }
+
+    fn dmi(&self) -> String {
+        let mut lines = String::new();
+        for (number, platform) in self.0.options.quirks.iter().map(Quirk::platform).enumerate() {
+            let Some(platform) = platform else { continue };
+            let fields = [
+                platform.bios_vendor,
+                platform.bios_version,
+                platform.sys_vendor,
+                platform.product_name,
+                platform.board_name,
+            ];
+            for (field, fragments) in DMI_FIELDS.iter().zip(fields) {
+                for fragment in fragments {
+                    lines += &format!(
+                        "    {{ {number}, PREFIX_DMI_{}, \"{}\" }},\n",
+                        field.to_uppercase(),
+                        fragment.escape_default()
+                    );
+                }
+            }
+        }
+        lines
+    }
+
+    fn quirk_names(&self) -> String {
+        let quirks = self.0.options.quirks.iter().enumerate();
+        quirks
+            .map(|(number, quirk)| format!("#define PREFIX_QUIRK_{number} \"{}\"\n", quirk.name().escape_default()))
+            .collect()
+    }
+}
+
+/// What can fault but for the plain stubs of IN and OUT, which all have one shape.
+fn faults(parts: &Parts<'_>, first: usize) -> String {
+    parts.faults.range(..first).map(|(at, pad)| format!("    {{ {at}, {pad} }},\n")).collect()
+}
+
+fn access(access: PortAccess) -> String {
+    let out = u8::from(access.direction == Direction::Out);
+    format!("{{ {:#06x}, {}, {out} }}", access.port, Width::bytes(access.width))
+}
+
+const TEMPLATE: &str = include_str!("table.h");

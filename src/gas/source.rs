@@ -8,15 +8,16 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, OpKind, SymbolResolver, SymbolResult,
 };
 
+use super::parts::{Part, Parts};
 use super::{HostTable, THUNK};
-use crate::{CodeTable, Direction, IoInsn, PortOperand, SymbolName, Width};
+use crate::{Direction, IoInsn, PortOperand, SymbolName, Width};
 
 pub(super) struct Source<'t>(pub &'t HostTable<'t>);
 
 impl fmt::Display for Source<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ok((table, code)) = self.0.emit() else { return Err(fmt::Error) };
-        let writer = Writer::new(self.0, &table, &code);
+        let writer = Writer { parts: Parts::new(self.0, &table), code: &code };
         writer.head(f)?;
         writer.helpers(f)?;
         writer.whole_stubs(f)?;
@@ -25,68 +26,41 @@ impl fmt::Display for Source<'_> {
     }
 }
 
-/// A stub or helper: where it is, how long, and what it is called.
-struct Part {
-    name: SymbolName,
-    at: usize,
-    len: usize,
-}
-
 struct Writer<'t> {
-    host: &'t HostTable<'t>,
+    parts: Parts<'t>,
     code: &'t [u8],
-    parts: Vec<Part>,
-    /// Landing pads, by their offset.
-    pads: BTreeMap<usize, String>,
-    /// Where an access can fault, and its pad.
-    faults: BTreeMap<usize, usize>,
 }
 
-impl<'t> Writer<'t> {
-    fn new(host: &'t HostTable<'t>, table: &CodeTable, code: &'t [u8]) -> Self {
-        let faults: BTreeMap<_, _> = table.faults().map(|(at, pad)| (at as usize, pad as usize)).collect();
-        let mut pads = BTreeMap::new();
-        for &pad in faults.values() {
-            let number = pads.len();
-            pads.entry(pad).or_insert_with(|| format!(".L{}_pad{number}", host.prefix));
-        }
-        let part = |symbol: crate::Symbol| Part { name: symbol.name, at: symbol.address as usize, len: symbol.len };
-        Self { host, code, parts: table.symbols().map(part).collect(), pads, faults }
-    }
-
+impl Writer<'_> {
     fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let HostTable { options, prefix, section, return_thunk } = self.host;
+        let HostTable { prefix, section, .. } = self.parts.host;
+        let version = env!("CARGO_PKG_VERSION");
         writeln!(
             f,
-            "/* Stubs for port I/O with a guest's registers in view. Made by ioemul {}: do not edit.",
-            VERSION
+            "/* Stubs for port I/O with a guest's registers in view. Made by ioemul {version}: do not edit.\n *"
         )?;
-        writeln!(f, " *")?;
+        write!(f, "{}", self.parts.host.description(" * "))?;
+        writeln!(f, " *\n * Position-independent, text only. SPDX-License-Identifier: MIT OR Apache-2.0")?;
+        writeln!(f, " *\n * A file that defines these, and includes this one, is assembled in its place:")?;
         writeln!(
             f,
-            " * layout {:?}, ring {:?}, ENDBR64 {}, INT3 {}, scrub {}",
-            options.layout, options.ring, options.endbr64, options.int3, options.scrub
+            " * {upper}_EXTABLE(fault, pad)  an entry of the host's exception table",
+            upper = prefix.to_uppercase()
         )?;
-        writeln!(f, " * return thunk {}", return_thunk.as_deref().unwrap_or("none"))?;
-        write!(f, " * register file ")?;
-        for (name, offset) in crate::Gprs::NAMES.iter().zip(options.registers.offsets()) {
-            write!(f, " {name} {offset}")?;
-        }
-        match options.registers.rflags() {
-            Some(offset) => writeln!(f, " rflags {offset}")?,
-            None => writeln!(f, ", no flags")?,
-        }
-        writeln!(f, " *")?;
-        writeln!(f, " * Position-independent, text only. SPDX-License-Identifier: MIT OR Apache-2.0 */")?;
-        writeln!(f, "\t.section {section}, \"ax\", @progbits")?;
-        writeln!(f, "\t.balign 16")?;
-        writeln!(f, "\t.globl {prefix}_table")?;
-        writeln!(f, "{prefix}_table:")
+        writeln!(
+            f,
+            " * {upper}_ENDBR64              the host's name for ENDBR64 (four bytes) */",
+            upper = prefix.to_uppercase()
+        )?;
+        let upper = prefix.to_uppercase();
+        writeln!(f, "#ifndef {upper}_ENDBR64\n#define {upper}_ENDBR64 .byte 0xf3, 0x0f, 0x1e, 0xfa\n#endif")?;
+        writeln!(f, "\t.section {section}, \"ax\", @progbits\n\t.balign 16")?;
+        writeln!(f, "\t.globl {prefix}_table\n\t.hidden {prefix}_table\n{prefix}_table:")
     }
 
     fn helpers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut end = 0;
-        for part in self.parts.iter().filter(|part| matches!(part.name, SymbolName::Helper(_))) {
+        for part in self.parts.parts.iter().filter(|part| matches!(part.name, SymbolName::Helper(_))) {
             writeln!(f, "\n{}:", self.label(part))?;
             self.lines(f, part.at, part.len)?;
             end = part.at + part.len;
@@ -96,7 +70,7 @@ impl<'t> Writer<'t> {
 
     /// Those of INS, OUTS and quirks, each by itself.
     fn whole_stubs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for part in &self.parts {
+        for part in &self.parts.parts {
             let what = match part.name {
                 SymbolName::Stub(insn) if insn.is_string() => insn.to_string(),
                 SymbolName::Quirk { name, insn } => format!("{insn}: {name}"),
@@ -113,9 +87,9 @@ impl<'t> Writer<'t> {
     /// Those of IN and OUT: one macro, and a line for each.
     fn plain_stubs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain =
-            || self.parts.iter().filter(|part| matches!(part.name, SymbolName::Stub(insn) if !insn.is_string()));
+            || self.parts.parts.iter().filter(|part| matches!(part.name, SymbolName::Stub(insn) if !insn.is_string()));
         let Some(first) = plain().next() else { return Ok(()) };
-        let prefix = &self.host.prefix;
+        let prefix = &self.parts.host.prefix;
         writeln!(f, "\n\t.macro {prefix}_stub prefix, opcode, last")?;
         self.lines(f, first.at, first.len)?;
         writeln!(f, "\t.balign 16, 0xcc")?;
@@ -132,7 +106,7 @@ impl<'t> Writer<'t> {
     }
 
     fn tail(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let prefix = &self.host.prefix;
+        let prefix = &self.parts.host.prefix;
         writeln!(f, "\n\t.type {prefix}_table, @function")?;
         writeln!(f, "\t.size {prefix}_table, . - {prefix}_table")?;
         writeln!(f, "\t.section .note.GNU-stack, \"\", @progbits")
@@ -148,7 +122,7 @@ impl<'t> Writer<'t> {
     }
 
     fn label(&self, part: &Part) -> String {
-        let prefix = &self.host.prefix;
+        let prefix = &self.parts.host.prefix;
         match part.name {
             SymbolName::Helper(helper) => format!(".L{prefix}_{}", helper.name()),
             SymbolName::Stub(insn) => format!("{prefix}_{}", form_name(insn)),
@@ -171,12 +145,12 @@ impl<'t> Writer<'t> {
         let mut formatter = GasFormatter::with_options(Some(Box::new(names)), None);
         formatter.options_mut().set_rip_relative_addresses(true);
         let is_plain = |part: &Part| matches!(part.name, SymbolName::Stub(insn) if !insn.is_string());
-        let in_macro = self.parts.iter().any(|part| part.at == at && is_plain(part));
+        let in_macro = self.parts.parts.iter().any(|part| part.at == at && is_plain(part));
         let mut access_seen = false;
         for insn in &instructions {
             let ip = insn.ip() as usize;
             let bytes = &code[ip - at..][..insn.len()];
-            if let Some(label) = self.pads.get(&ip) {
+            if let Some(label) = self.parts.pads.get(&ip) {
                 writeln!(f, "{label}:")?;
             }
             if let Ok(number) = numbered.binary_search(&insn.ip()) {
@@ -184,9 +158,21 @@ impl<'t> Writer<'t> {
             }
             let mut text = String::new();
             formatter.format(insn, &mut text);
+            let extable = format!("{}_EXTABLE", self.parts.host.prefix.to_uppercase());
+            if let Some(pad) = self.parts.faults.get(&ip).filter(|_| !in_macro) {
+                writeln!(f, "#ifdef {extable}\n77:\t{extable}(77b, {})\n#endif", self.parts.pads[pad])?;
+            }
+            if text == "endbr64" {
+                writeln!(f, "\t{}_ENDBR64", self.parts.host.prefix.to_uppercase())?;
+                continue;
+            }
             if in_macro && self.is_io(insn) {
+                // One line for all of it; the CPU reports the prefix of 16 bits, or else the opcode.
                 if !access_seen {
-                    writeln!(f, "\t.byte \\prefix, \\opcode, \\last")?;
+                    let pad = self.parts.faults.range(at..at + len).next().map_or("", |(_, pad)| &self.parts.pads[pad]);
+                    writeln!(f, "77:\t.byte \\prefix, \\opcode, \\last")?;
+                    writeln!(f, "#ifdef {extable}\n\t.if \\prefix == 0x66\n\t{extable}(77b, {pad})\n\t.else")?;
+                    writeln!(f, "\t{extable}(77b + 1, {pad})\n\t.endif\n#endif")?;
                 }
                 access_seen = true;
             } else if is_branch(insn) && insn.len() > 2 && !self.is_only_form(insn) {
@@ -209,9 +195,9 @@ impl<'t> Writer<'t> {
 
     /// Everything outside a part that its instructions can name.
     fn names(&self) -> BTreeMap<u64, String> {
-        let thunk = self.host.return_thunk.iter().map(|symbol| (THUNK, symbol.clone()));
-        let parts = self.parts.iter().map(|part| (part.at as u64, self.label(part)));
-        let pads = self.pads.iter().map(|(at, label)| (*at as u64, label.clone()));
+        let thunk = self.parts.host.return_thunk.iter().map(|symbol| (THUNK, symbol.clone()));
+        let parts = self.parts.parts.iter().map(|part| (part.at as u64, self.label(part)));
+        let pads = self.parts.pads.iter().map(|(at, label)| (*at as u64, label.clone()));
         parts.chain(pads).chain(thunk).collect()
     }
 
@@ -221,7 +207,7 @@ impl<'t> Writer<'t> {
             .iter()
             .filter(|insn| is_branch(insn))
             .map(Instruction::near_branch_target)
-            .filter(|at| part.contains(&(*at as usize)) && !self.pads.contains_key(&(*at as usize)))
+            .filter(|at| part.contains(&(*at as usize)) && !self.parts.pads.contains_key(&(*at as usize)))
             .collect();
         places.sort_unstable();
         places.dedup();
@@ -233,8 +219,6 @@ impl<'t> Writer<'t> {
         matches!(insn.code(), Code::Nopd | Code::Nopw | Code::Nopq | Code::In_AL_DX)
     }
 }
-
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// `in_al_imm8`, `outs_dx_byte`, …
 fn form_name(insn: IoInsn) -> String {
