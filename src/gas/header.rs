@@ -70,12 +70,8 @@ impl Header<'_> {
     fn quirk_stubs(&self, parts: &Parts<'_>) -> String {
         let mut lines = String::new();
         for part in &parts.parts {
-            let SymbolName::Quirk { name, insn } = part.name else { continue };
-            let Some((number, quirk)) =
-                self.0.options.quirks.iter().enumerate().find(|(_, quirk)| quirk.name() == name)
-            else {
-                continue;
-            };
+            let (SymbolName::Quirk { name, insn }, Some(number)) = (part.name, part.quirk) else { continue };
+            let quirk = &self.0.options.quirks[number];
             let trigger = quirk.trigger();
             let accesses: Vec<_> = quirk.accesses(insn).map(access).collect();
             lines += &format!(
@@ -108,7 +104,7 @@ impl Header<'_> {
                     lines += &format!(
                         "    {{ {number}, PREFIX_DMI_{}, \"{}\" }},\n",
                         field.to_uppercase(),
-                        fragment.escape_default()
+                        escaped(fragment)
                     );
                 }
             }
@@ -118,15 +114,23 @@ impl Header<'_> {
 
     fn quirk_names(&self) -> String {
         let quirks = self.0.options.quirks.iter().enumerate();
-        quirks
-            .map(|(number, quirk)| format!("#define PREFIX_QUIRK_{number} \"{}\"\n", quirk.name().escape_default()))
-            .collect()
+        quirks.map(|(number, quirk)| format!("#define PREFIX_QUIRK_{number} \"{}\"\n", escaped(quirk.name()))).collect()
     }
 }
 
 /// What can fault but for the plain stubs of IN and OUT, which all have one shape.
 fn faults(parts: &Parts<'_>, first: usize) -> String {
     parts.faults.range(..first).map(|(at, pad)| format!("    {{ {at}, {pad} }},\n")).collect()
+}
+
+/// As C has it between quotation marks.
+fn escaped(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'"' | b'\\' => format!("\\{}", byte as char),
+        b' '..=b'~' => (byte as char).to_string(),
+        _ => format!("\\{byte:03o}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 fn access(access: PortAccess) -> String {

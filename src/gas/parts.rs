@@ -1,9 +1,10 @@
 //! What is where in an emitted table.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use super::HostTable;
-use crate::{CodeTable, IoInsn, Symbol, SymbolName};
+use crate::{CodeTable, IoInsn, Quirk, Symbol, SymbolName};
 
 /// A stub or a helper.
 pub(super) struct Part {
@@ -11,6 +12,8 @@ pub(super) struct Part {
     /// Offset in the table.
     pub at: usize,
     pub len: usize,
+    /// Which of the quirks it is for.
+    pub quirk: Option<usize>,
 }
 
 pub(super) struct Parts<'t> {
@@ -31,8 +34,16 @@ impl<'t> Parts<'t> {
             let number = pads.len();
             pads.entry(pad).or_insert_with(|| format!(".L{}_pad{number}", host.prefix));
         }
-        let part = |symbol: Symbol| Part { name: symbol.name, at: symbol.address as usize, len: symbol.len };
-        Self { host, parts: table.symbols().map(part).collect(), pads, faults }
+        // The stubs of quirks come in the order of the quirks, one for each form.
+        let forms = |quirk: &Quirk| quirk.trigger().forms().into_iter().flatten().count();
+        let quirks = host.options.quirks.iter().enumerate();
+        let mut quirks = quirks.flat_map(|(number, quirk)| iter::repeat_n(number, forms(quirk)));
+        let part = |Symbol { name, address, len }: Symbol| {
+            let quirk = if let SymbolName::Quirk { .. } = name { quirks.next() } else { None };
+            Part { name, at: address as usize, len, quirk }
+        };
+        let parts = table.symbols().map(part).collect();
+        Self { host, parts, pads, faults }
     }
 
     /// Where the plain stub of this index is.

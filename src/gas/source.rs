@@ -131,7 +131,7 @@ impl Writer<'_> {
                     .chars()
                     .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
                     .collect();
-                format!("{prefix}_{}__{name}", form_name(insn))
+                format!("{prefix}_{}__{}_{name}", form_name(insn), part.quirk.unwrap_or_default())
             }
         }
     }

@@ -46,7 +46,7 @@ typedef unsigned long (*prefix_stub_fn)(void *registers);
 /* Where the structure has each register: bytes from its start. */
 @REGISTERS@
 /* Fails to compile where a member of the host's structure is not where the stubs look for it, or has not 64 bits. At file
- * scope: PREFIX_ASSERT_REGISTERS(struct cpu_user_regs, rax, rbx, …); the members are named in this order. */
+ * scope: PREFIX_ASSERT_REGISTERS(struct cpu_user_regs, rax, rbx, ...); the members are named in this order. */
 #define PREFIX_ASSERT_WORD(type, member, offset) \
     typedef char prefix_assert_##member[ \
         __builtin_offsetof(type, member) == (offset) && sizeof(((type *)0)->member) == 8 ? 1 : -1] __attribute__((__unused__))
