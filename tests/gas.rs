@@ -80,3 +80,125 @@ fn the_assembler_makes_the_bytes_of_the_table() {
         assert_eq!(code.len(), expected.len(), "{name}");
     }
 }
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{:?}: {error}", command.get_program()));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
+
+/// A program of a host in C; what it printed, line by line.
+fn host(name: &str, options: &EmitOptions<'_>, structure: &str, elided: bool) -> Vec<String> {
+    let directory = scratch(name);
+    let table = HostTable::new(options).unwrap();
+    let (source, io) = (table.source().to_string(), ".byte \\prefix, \\opcode, \\last");
+    assert_eq!(source.matches(io).count(), 1);
+    let source = if elided { source.replace(io, ".byte 0x90, 0x90, 0x90") } else { source };
+    fs::write(directory.join("table.S"), source).unwrap();
+    fs::write(directory.join("table.h"), table.header().to_string()).unwrap();
+    let program = directory.join("host");
+    let host = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gas/host.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-std=c90", "-O1", &format!("-DSTRUCTURE=struct {structure}")]).args(WARNINGS);
+    cc.args(elided.then_some("-DELIDED")).arg("-I").arg(&directory);
+    run(cc.arg(host).arg(directory.join("table.S")).arg("-o").arg(&program));
+    run(&mut Command::new(program)).lines().map(str::to_owned).collect()
+}
+
+const STRUCTURES: [(&str, RegisterFile); 3] =
+    [("gprs", RegisterFile::GPRS), ("kvm_regs", RegisterFile::KVM_REGS), ("pt_regs", RegisterFile::PT_REGS)];
+
+#[test]
+fn every_form_faults_and_comes_back_through_the_header() {
+    for &layout in StubLayout::ALL {
+        for (structure, file) in STRUCTURES {
+            let options = EmitOptions::new().layout(layout).registers(file).quirks(QUIRKS).ring(Ring::Three);
+            let lines = host(&format!("faults-{layout:?}-{structure}"), &options, structure, false);
+            assert_eq!(lines[0], "forms 1542 faults 1542 misplaced 0", "{layout:?}, {structure}");
+            let mut code = vec![0; CodeTable::size(&options)];
+            let table = CodeTable::emit(&mut code, 0, &options).unwrap();
+            let fixups = lines.iter().filter_map(|line| line.strip_prefix("fixup "));
+            let mut fixups: Vec<_> = fixups.map(|line| line.split_once(' ').unwrap()).collect();
+            let exact: Vec<_> = table.faults().map(|(at, pad)| (at.to_string(), pad.to_string())).collect();
+            // A plain stub's access may be said to start at its prefix, a no-op.
+            fixups.retain(|(at, _)| exact.iter().any(|(exact, _)| exact == at));
+            assert!(
+                fixups.iter().copied().eq(exact.iter().map(|(at, pad)| (&**at, &**pad))),
+                "{layout:?}, {structure}"
+            );
+        }
+    }
+}
+
+#[test]
+fn without_io_all_sixteen_words_come_through() {
+    for &layout in StubLayout::ALL {
+        for (structure, file) in STRUCTURES {
+            let options = EmitOptions::new().layout(layout).registers(file).ring(Ring::Three);
+            let lines = host(&format!("elided-{layout:?}-{structure}"), &options, structure, true);
+            assert_eq!(lines[0], "forms 1542 faults 0 misplaced 0", "{layout:?}, {structure}");
+        }
+    }
+}
+
+#[test]
+fn quirks_are_told_by_machine_form_port_and_rax() {
+    let options = EmitOptions::new().quirks(QUIRKS).ring(Ring::Three);
+    let lines = host("quirks", &options, "gprs", false);
+    // ProLiant is the only one with DMI strings.
+    assert_eq!(lines[1], "quirks here 1 0 0");
+    let quirks: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("quirk ")).collect();
+    let right = "taken 1 other quirks 0 other port";
+    assert_eq!(
+        quirks,
+        [
+            format!("0 form 3: out1:cd4 in1:cd4 {right} 0 good 1"),
+            format!("1 form 3: out1:b2 {right} 0 good 1"),
+            format!("2 form 3: out1:b2 out1:84 {right} 0 good 1"),
+            format!("2 form 952: out1:b2 out1:84 {right} 1 good 1"), // an immediate byte: DX is not looked at
+            format!("3 form 3: out1:b2 {right} 0 good 1"),
+        ]
+    );
+}
+
+#[test]
+fn the_header_is_for_old_c_and_for_cpp() {
+    let directory = scratch("languages");
+    let options = EmitOptions::new().quirks(QUIRKS).registers(RegisterFile::KVM_REGS);
+    fs::write(directory.join("table.h"), HostTable::new(&options).unwrap().prefix("xen_io").header().to_string())
+        .unwrap();
+    let program =
+        "#include \"table.h\"\n#include \"table.h\"\nint main(void) { return xen_io_index(0xec, 1, 0) != 0; }\n";
+    for (language, standard, file) in
+        [("c", "c90", "a.c"), ("c", "gnu11", "b.c"), ("c++", "c++98", "a.cpp"), ("c++", "c++20", "b.cpp")]
+    {
+        fs::write(directory.join(file), program).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-x", language, &format!("-std={standard}"), "-fsyntax-only"]).args(WARNINGS);
+        run(cc.arg(directory.join(file)));
+    }
+    // A structure with a member elsewhere does not compile.
+    let members = "rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rflags";
+    let structure = "struct r { unsigned long rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags; };";
+    let swapped = structure.replace("rbx, rcx", "rcx, rbx");
+    for (structure, compiles) in [
+        (structure, true),
+        (&*swapped, false),
+        (&*structure.replace("unsigned long rax", "unsigned int pad, rax"), false),
+    ] {
+        let program = format!("#include \"table.h\"\n{structure}\nXEN_IO_ASSERT_REGISTERS(struct r, {members});\n");
+        fs::write(directory.join("c.c"), program).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-std=c90", "-fsyntax-only"]).args(WARNINGS).arg(directory.join("c.c"));
+        assert_eq!(cc.output().unwrap().status.success(), compiles, "{structure}");
+    }
+}
