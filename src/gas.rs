@@ -34,6 +34,8 @@ pub struct HostTable<'q> {
     prefix: String,
     section: String,
     return_thunk: Option<String>,
+    /// Whether INS and OUTS are among the stubs.
+    strings: bool,
 }
 
 /// Where the return thunk is while the table is emitted: nowhere near it, so that a jump to it cannot be taken for another.
@@ -52,6 +54,7 @@ impl<'q> HostTable<'q> {
             prefix: "ioemul".into(),
             section: ".text".into(),
             return_thunk: None,
+            strings: true,
         };
         table.emit()?;
         Ok(table)
@@ -72,6 +75,13 @@ impl<'q> HostTable<'q> {
     /// The symbol of the return thunk: every RET becomes a JMP to it.
     pub fn return_thunk(mut self, symbol: impl Into<String>) -> Self {
         self.return_thunk = Some(symbol.into());
+        self
+    }
+
+    /// Whether there are stubs of INS and OUTS; there are by default. A host that asks devices for one element at a time, or has
+    /// none of them done by the hardware, leaves them out.
+    pub fn strings(mut self, strings: bool) -> Self {
+        self.strings = strings;
         self
     }
 

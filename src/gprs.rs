@@ -5,7 +5,7 @@ use core::fmt;
 mod file;
 mod names;
 
-pub use file::RegisterFile;
+pub use file::{ParseRegisterFileError, RegisterFile};
 pub use names::{Excerpt, ParseGprsError};
 
 /// The fifteen general-purpose registers that a port-I/O instruction can have in view, and the flags it left.

@@ -108,7 +108,7 @@ pub mod kernel_guide {}
 struct Readme;
 
 pub use access::PortAccess;
-pub use gprs::{Excerpt, Gprs, ParseGprsError, RegisterFile};
+pub use gprs::{Excerpt, Gprs, ParseGprsError, ParseRegisterFileError, RegisterFile};
 pub use insn::{
     AddressSize, CodeSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, StringProgress, Width,
 };

@@ -15,7 +15,7 @@ impl fmt::Display for Header<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ok((table, code)) = self.0.emit() else { return Err(fmt::Error) };
         let parts = Parts::new(self.0, &table);
-        let text = self.fill(TEMPLATE, &parts, code.len());
+        let text = self.fill(&template(self.0.strings), &parts, parts.placed(code.len()));
         f.write_str(&text)
     }
 }
@@ -29,15 +29,15 @@ impl Header<'_> {
         // A fault in a stub of 16 bits is at its `<io>`'s first byte.
         let io = parts.faults.range(word..next).next().map_or(0, |(at, _)| at - word);
         let plain_pad = parts.faults.range(word..next).next().map_or(0, |(_, pad)| *pad);
-        let strings: Vec<_> = IoInsn::strings().take(2).map(|insn| parts.stub(insn)).collect();
+        let [string, next_string] = [0, 1].map(|n| IoInsn::strings().nth(n).map_or(0, |insn| parts.stub(insn)));
         template
             .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
             .replace("@OPTIONS@", &self.0.description(" * "))
             .replace("@SIZE@", &size.to_string())
-            .replace("@FIRST@", &first.to_string())
+            .replace("@FIRST@", &parts.placed(first).to_string())
             .replace("@STRIDE@", &(word - first).to_string())
-            .replace("@STRING_FIRST@", &strings[0].to_string())
-            .replace("@STRING_STRIDE@", &(strings[1] - strings[0]).to_string())
+            .replace("@STRING_FIRST@", &string.to_string())
+            .replace("@STRING_STRIDE@", &(next_string - string).to_string())
             .replace("@IO@", &io.to_string())
             .replace("@PLAIN_PAD@", &plain_pad.to_string())
             .replace("@FORMS@", &IoInsn::COUNT.to_string())
@@ -81,7 +81,7 @@ impl Header<'_> {
                 accesses.len(),
                 trigger.mask,
                 trigger.value,
-                part.at,
+                parts.placed(part.at),
                 accesses.join(", ")
             );
         }
@@ -120,7 +120,8 @@ impl Header<'_> {
 
 /// What can fault but for the plain stubs of IN and OUT, which all have one shape.
 fn faults(parts: &Parts<'_>, first: usize) -> String {
-    parts.faults.range(..first).map(|(at, pad)| format!("    {{ {at}, {pad} }},\n")).collect()
+    let fault = |(at, pad): (&usize, &usize)| format!("    {{ {}, {pad} }},\n", parts.placed(*at));
+    parts.faults.range(..first).map(fault).chain(["    { 0, 0 }\n".to_owned()]).collect()
 }
 
 /// As C has it between quotation marks.
@@ -138,4 +139,19 @@ fn access(access: PortAccess) -> String {
     format!("{{ {:#06x}, {}, {out} }}", access.port, Width::bytes(access.width))
 }
 
-const TEMPLATE: &str = include_str!("table.h");
+/// The template; what is between the marks is about INS and OUTS.
+fn template(strings: bool) -> String {
+    let (mut text, mut skipping) = (String::new(), false);
+    for line in include_str!("table.h").lines() {
+        match line {
+            "@STRINGS@" => skipping = !strings,
+            "@END@" => skipping = false,
+            _ if skipping => {}
+            _ => {
+                text += line;
+                text.push('\n');
+            }
+        }
+    }
+    text
+}

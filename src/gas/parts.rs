@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::iter;
+use std::ops::Range;
 
 use super::HostTable;
 use crate::{CodeTable, IoInsn, Quirk, Symbol, SymbolName};
@@ -23,6 +24,8 @@ pub(super) struct Parts<'t> {
     pub pads: BTreeMap<usize, String>,
     /// Where an access can fault, and its pad: offsets.
     pub faults: BTreeMap<usize, usize>,
+    /// The stubs that are left out, and the bytes up to the next one.
+    omitted: Range<usize>,
 }
 
 impl<'t> Parts<'t> {
@@ -42,8 +45,20 @@ impl<'t> Parts<'t> {
             let quirk = if let SymbolName::Quirk { .. } = name { quirks.next() } else { None };
             Part { name, at: address as usize, len, quirk }
         };
-        let parts = table.symbols().map(part).collect();
-        Self { host, parts, pads, faults }
+        let mut parts: Vec<_> = table.symbols().map(part).collect();
+        let is_string = |part: &Part| matches!(part.name, SymbolName::Stub(insn) if insn.is_string());
+        let first = parts.iter().position(is_string).unwrap_or(parts.len());
+        let next = parts.iter().rposition(is_string).map_or(first, |last| last + 1);
+        let at = |index: usize| parts.get(index).map_or(0, |part: &Part| part.at);
+        let omitted = if host.strings { 0..0 } else { at(first)..at(next) };
+        parts.retain(|part| !omitted.contains(&part.at));
+        let faults = faults.into_iter().filter(|(at, _)| !omitted.contains(at)).collect();
+        Self { host, parts, pads, faults, omitted }
+    }
+
+    /// Where something is once stubs are left out.
+    pub fn placed(&self, at: usize) -> usize {
+        if at >= self.omitted.end { at - self.omitted.len() } else { at }
     }
 
     /// Where the plain stub of this index is.

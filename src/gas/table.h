@@ -36,8 +36,10 @@ typedef unsigned long (*prefix_stub_fn)(void *registers);
 #define PREFIX_SIZE @SIZE@u
 #define PREFIX_FIRST @FIRST@u
 #define PREFIX_STRIDE @STRIDE@u
+@STRINGS@
 #define PREFIX_STRING_FIRST @STRING_FIRST@u
 #define PREFIX_STRING_STRIDE @STRING_STRIDE@u
+@END@
 #define PREFIX_IO @IO@u
 #define PREFIX_PLAIN_PAD @PLAIN_PAD@u
 /* Forms of IN and OUT. */
@@ -68,6 +70,7 @@ PREFIX_INLINE prefix_stub_fn prefix_plain(unsigned int index)
     return (prefix_stub_fn)(unsigned long)(prefix_table + PREFIX_FIRST + (unsigned long)index * PREFIX_STRIDE);
 }
 
+@STRINGS@
 /* The stub of INS or OUTS (opcode 6C to 6F). It follows RSI, RDI and RCX of the structure: bound and translate them first. DF
  * of the structure is not looked at: data goes upwards. */
 PREFIX_INLINE prefix_stub_fn prefix_string(unsigned char opcode, unsigned int bytes, int rep, int address_32)
@@ -77,6 +80,7 @@ PREFIX_INLINE prefix_stub_fn prefix_string(unsigned char opcode, unsigned int by
     return (prefix_stub_fn)(unsigned long)(prefix_table + PREFIX_STRING_FIRST + (unsigned long)index * PREFIX_STRING_STRIDE);
 }
 
+@END@
 /* An access that a quirk makes. */
 struct prefix_access {
     unsigned short port;
@@ -202,7 +206,7 @@ PREFIX_INLINE unsigned long prefix_fixup(unsigned long rip)
         within = (at - PREFIX_FIRST) % PREFIX_STRIDE;
         return within - PREFIX_IO < 2 ? (unsigned long)prefix_table + PREFIX_PLAIN_PAD : 0;
     }
-    for (n = 0; n < sizeof(prefix_faults) / sizeof(prefix_faults[0]); n++)
+    for (n = 0; prefix_faults[n].fault; n++)
         if (prefix_faults[n].fault == at)
             return (unsigned long)prefix_table + prefix_faults[n].pad;
     return 0;

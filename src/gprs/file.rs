@@ -1,7 +1,9 @@
 //! Register files of the host's own: where each register lies in its structure.
 
 use core::mem::offset_of;
+use core::str::FromStr;
 
+use super::Excerpt;
 use crate::Gprs;
 
 /// Where a structure of the host's keeps each register: byte offsets from the pointer that a stub is called with.
@@ -128,6 +130,80 @@ impl Default for RegisterFile {
     }
 }
 
+/// A register file as text: for each register its name and its offset in bytes, as in `rax 80, rbx=40`. Blanks, line breaks,
+/// commas, semicolons and equals signs separate, and `#` starts a comment. All fifteen registers are named, and `rflags` if there is a
+/// word for it. The offsets are what a host's build prints of its own structure.
+///
+/// ```
+/// use ioemul::RegisterFile;
+/// let text = "# struct cpu_user_regs
+///     r15 0, r14 8, r13 16, r12 24, rbp 32, rbx 40, r11 48, r10 56, r9 64, r8 72,
+///     rax 80, rcx 88, rdx 96, rsi 104, rdi 112, rflags 144";
+/// assert_eq!(text.parse(), Ok(RegisterFile::PT_REGS));
+/// ```
+impl FromStr for RegisterFile {
+    type Err = ParseRegisterFileError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let separates = |letter: char| letter.is_whitespace() || matches!(letter, ',' | ';' | '=');
+        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+        let mut words = lines.flat_map(|line| line.split(separates)).filter(|word| !word.is_empty());
+        let mut offsets = [None; 16];
+        while let Some(name) = words.next() {
+            let excerpt = Excerpt::of(name);
+            let place = Gprs::NAMES.iter().zip(&mut offsets).find(|(register, _)| **register == name);
+            let (_, place) = place.ok_or(ParseRegisterFileError::Name { name: excerpt })?;
+            let word = words.next().unwrap_or_default();
+            let offset: i16 = word
+                .parse()
+                .map_err(|_| ParseRegisterFileError::Offset { name: excerpt, offset: Excerpt::of(word) })?;
+            if place.replace(offset).is_some() {
+                return Err(ParseRegisterFileError::Twice { name: excerpt });
+            }
+        }
+        let mut file = Self { offsets: [0; 15], rflags: offsets[15] };
+        for ((name, offset), place) in Gprs::NAMES.iter().zip(offsets).zip(&mut file.offsets) {
+            *place = offset.ok_or(ParseRegisterFileError::Missing { name })?;
+        }
+        if file.is_valid() { Ok(file) } else { Err(ParseRegisterFileError::Overlap) }
+    }
+}
+
+/// Why a text is no register file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParseRegisterFileError {
+    /// A name that is none of a register.
+    #[error("`{name}` is no register: there are rax, rbx, rcx, rdx, rsi, rdi, rbp, r8 to r15, and rflags")]
+    Name {
+        /// The name.
+        name: Excerpt,
+    },
+    /// What follows a name is no offset.
+    #[error("`{name}` has the offset `{offset}`: an offset is a decimal number from -32768 to 32767")]
+    Offset {
+        /// The register.
+        name: Excerpt,
+        /// What follows.
+        offset: Excerpt,
+    },
+    /// A register that is named twice.
+    #[error("`{name}` has two offsets")]
+    Twice {
+        /// The register.
+        name: Excerpt,
+    },
+    /// A register that is not named.
+    #[error("`{name}` has no offset: stubs load and store all fifteen registers")]
+    Missing {
+        /// The register.
+        name: &'static str,
+    },
+    /// Two words overlap.
+    #[error("two registers overlap: each needs 8 bytes of its own")]
+    Overlap,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +213,26 @@ mod tests {
         let numbers = |file: RegisterFile| file.ascending().map(|(number, _)| number).collect::<std::vec::Vec<_>>();
         assert_eq!(numbers(RegisterFile::GPRS), NUMBERS);
         assert_eq!(numbers(RegisterFile::PT_REGS), [15, 14, 13, 12, 5, 3, 11, 10, 9, 8, 0, 1, 2, 6, 7]);
+    }
+
+    #[test]
+    fn text_that_is_a_register_file_and_text_that_is_none() {
+        let text = "rax=0 rbx=-8;rcx=16,rdx=24\trsi=32\nrdi=40 # rbp=1\nrbp=48 r8=56 r9=64 r10=72 r11=80 r12=88 r13=96 r14=104 r15=112";
+        let file: RegisterFile = text.parse().unwrap();
+        assert_eq!((file.offsets[1], file.offsets[14], file.rflags), (-8, 112, None));
+        assert_eq!(std::format!("{text} rflags 120").parse::<RegisterFile>().unwrap().rflags, Some(120));
+        let excerpt = Excerpt::of;
+        for (text, error) in [
+            ("rsp=0", ParseRegisterFileError::Name { name: excerpt("rsp") }),
+            ("rax=0x10", ParseRegisterFileError::Offset { name: excerpt("rax"), offset: excerpt("0x10") }),
+            ("rax=32768", ParseRegisterFileError::Offset { name: excerpt("rax"), offset: excerpt("32768") }),
+            ("rax", ParseRegisterFileError::Offset { name: excerpt("rax"), offset: excerpt("") }),
+            ("rax 1 rax 2", ParseRegisterFileError::Twice { name: excerpt("rax") }),
+            ("rax 1", ParseRegisterFileError::Missing { name: "rbx" }),
+            (&text.replace("rcx=16", "rcx=17"), ParseRegisterFileError::Overlap),
+        ] {
+            assert_eq!(text.parse::<RegisterFile>(), Err(error), "{text}");
+        }
     }
 
     #[test]

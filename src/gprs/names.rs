@@ -172,7 +172,7 @@ pub struct Excerpt {
 }
 
 impl Excerpt {
-    fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         let mut excerpt = Self { text: ArrayString::new(), is_cut: false };
         excerpt.is_cut = text.chars().any(|letter| excerpt.text.try_push(letter).is_err());
         excerpt
