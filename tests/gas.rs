@@ -1,13 +1,14 @@
 //! Tables assembled by the system's assembler, next to the bytes that `CodeTable` emits.
 #![cfg(all(feature = "gas", target_os = "linux"))]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use ioemul::gas::HostTable;
-use ioemul::{CodeTable, EmitOptions, Quirk, RegisterFile, Ring, StubLayout};
-use object::{Object, ObjectSection, RelocationTarget};
+use ioemul::{CodeTable, EmitOptions, IoInsn, Quirk, RegisterFile, Ring, StubLayout, SymbolName, Width};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget};
 
 /// A directory of this test's own.
 fn scratch(name: &str) -> PathBuf {
@@ -67,10 +68,7 @@ fn the_assembler_makes_the_bytes_of_the_table() {
         let mut code = section.data().unwrap().to_vec();
         for (at, relocation) in section.relocations() {
             let RelocationTarget::Symbol(symbol) = relocation.target() else { panic!("{name}: {relocation:?}") };
-            let symbol = object::ObjectSymbol::name(&object::Object::symbol_by_index(&object, symbol).unwrap())
-                .unwrap()
-                .to_owned();
-            assert_eq!(symbol, "a_thunk", "{name}");
+            assert_eq!(object.symbol_by_index(symbol).unwrap().name(), Ok("a_thunk"), "{name}");
             let value = (THUNK as i64 + relocation.addend() - (va + at) as i64) as i32;
             code[at as usize..][..4].copy_from_slice(&value.to_le_bytes());
         }
@@ -78,6 +76,85 @@ fn the_assembler_makes_the_bytes_of_the_table() {
             panic!("{name}: at {at:#x} is {:x?}, should be {:x?}", &code[at..][..16], &expected[at..][..16]);
         }
         assert_eq!(code.len(), expected.len(), "{name}");
+    }
+}
+
+/// Nothing in the object but code: no data, nothing writable, no symbol that is not its own but the thunk, no reference but
+/// to that, and no ENDBR64 but at entries.
+#[test]
+fn an_audit_of_the_object() {
+    for (number, (name, options)) in all_options().into_iter().enumerate().filter(|(number, _)| number % 5 == 0) {
+        let thunk = number % 2 == 0;
+        let host = HostTable::new(&options).unwrap();
+        let host = if thunk { host.return_thunk("a_thunk") } else { host };
+        let bytes = assembled(&format!("audit-{name}"), &host.source().to_string());
+        let object = object::File::parse(&*bytes).unwrap();
+        let undefined: Vec<_> = object.symbols().filter(|symbol| symbol.is_undefined()).collect();
+        let undefined: Vec<_> =
+            undefined.iter().filter_map(|symbol| symbol.name().ok()).filter(|name| !name.is_empty()).collect();
+        assert_eq!(undefined, if thunk { vec!["a_thunk"] } else { vec![] }, "{name}");
+        let global: Vec<_> = object.symbols().filter(|symbol| symbol.is_global() && !symbol.is_undefined()).collect();
+        let global: Vec<_> = global.iter().filter_map(|symbol| symbol.name().ok()).collect();
+        assert_eq!(global, ["ioemul_table"], "{name}");
+        for section in object.sections().filter(|section| section.size() > 0) {
+            let object::SectionFlags::Elf { sh_flags } = section.flags() else { panic!("no ELF") };
+            let (write, alloc) = (sh_flags & 1 != 0, sh_flags & 2 != 0);
+            assert!(!write && alloc == (section.name() == Ok(".text")), "{name}: {:?}", section.name());
+        }
+        let text = object.section_by_name(".text").unwrap();
+        let code = text.data().unwrap();
+        let endbr64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+        let entries = code.windows(4).enumerate().filter(|(_, bytes)| *bytes == endbr64).map(|(at, _)| at);
+        let entries: Vec<_> = entries.collect();
+        let mut memory = vec![0; CodeTable::size(&options)];
+        let table = CodeTable::emit(&mut memory, 0, &options).unwrap();
+        let stubs = table.symbols().filter(|symbol| !matches!(symbol.name, SymbolName::Helper(_))).count();
+        assert_eq!(entries.len(), if options.endbr64 { stubs } else { 0 }, "{name}");
+        assert!(entries.iter().all(|at| at % 16 == 0), "{name}");
+    }
+}
+
+/// Each line of the source and what objdump makes of it; and each entry of the host's exception table.
+#[test]
+fn objdump_reads_what_the_lines_say() {
+    for &layout in StubLayout::ALL {
+        let options = EmitOptions::new().layout(layout).quirks(QUIRKS);
+        let source = HostTable::new(&options).unwrap().source().to_string();
+        let wrapper = format!(
+            "#define IOEMUL_EXTABLE(fault, pad) .pushsection .ex_table, \"a\"; .long fault - ., pad - .; .popsection\n{source}"
+        );
+        let name = format!("objdump-{layout:?}");
+        let bytes = assembled(&name, &wrapper);
+        let mut objdump = Command::new("objdump");
+        let text = run(objdump.args(["-d", "-M", "intel", "--no-show-raw-insn"]).arg(scratch(&name).join("table.o")));
+        let lines = text.lines().filter_map(|line| line.split_once(":\t"));
+        let lines = lines.filter_map(|(at, text)| Some((u64::from_str_radix(at.trim(), 16).ok()?, text.trim())));
+        let disassembled: BTreeMap<_, _> = lines.collect();
+        let mut memory = vec![0; CodeTable::size(&options)];
+        let table = CodeTable::emit(&mut memory, 0, &options).unwrap();
+        // Without blanks, and the port as a number.
+        let bare = |text: &str| {
+            let text = text.split(" #").next().unwrap().replace(' ', "");
+            let (before, rest) = text.split_once("0x").unwrap_or((&text, ""));
+            let digits = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
+            (before.to_owned(), u8::from_str_radix(&rest[..digits], 16).ok(), rest[digits..].to_owned())
+        };
+        let comments = source.lines().filter(|line| line.contains("\tioemul_stub "));
+        let comments = comments.map(|line| line.split("/* ").nth(1).unwrap().trim_end_matches(" */"));
+        let first = table.entry(IoInsn::in_dx(Width::Byte)).unwrap();
+        let plain: Vec<_> = table.faults().filter(|(at, _)| *at >= first).collect();
+        assert_eq!(plain.len(), comments.clone().count());
+        for (comment, (at, _)) in comments.zip(plain) {
+            let text = disassembled[&at].trim_start_matches("data16");
+            assert_eq!(bare(text), bare(comment), "{layout:?}, {at:#x}");
+        }
+        // Sorted pairs, relative to themselves; relocated by hand, both sections being at 0 and all symbols at sections' starts.
+        let object = object::File::parse(&*bytes).unwrap();
+        let section = object.section_by_name(".ex_table").unwrap();
+        let words: Vec<_> = section.relocations().map(|(at, relocation)| (at, relocation.addend())).collect();
+        // What is relative to its own place has that place in its addend no more: the target is the addend.
+        let pairs: Vec<_> = words.chunks(2).map(|pair| (pair[0].1 as u64, pair[1].1 as u64)).collect();
+        assert_eq!(pairs, table.faults().collect::<Vec<_>>(), "{layout:?}");
     }
 }
 
