@@ -22,7 +22,7 @@ mod source;
 /// use ioemul::gas::HostTable;
 /// use ioemul::{EmitOptions, RegisterFile};
 /// let options = EmitOptions::new().registers(RegisterFile::PT_REGS).endbr64(true).int3(true);
-/// let table = HostTable::new(&options)?.section(".text.ioemul").return_thunk("__x86_return_thunk");
+/// let table = HostTable::new(&options)?.section(".text.ioemul")?.return_thunk("__x86_return_thunk")?;
 /// std::fs::write(std::env::temp_dir().join("ioemul_table.S"), table.source().to_string())?;
 /// std::fs::write(std::env::temp_dir().join("ioemul_table.h"), table.header().to_string())?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -41,14 +41,38 @@ pub struct HostTable<'q> {
 /// Where the return thunk is while the table is emitted: nowhere near it, so that a jump to it cannot be taken for another.
 const THUNK: u64 = 0x4000_0000;
 
+/// Why a table cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostTableError {
+    /// The table cannot be emitted.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// A name that C or the assembler would read as something else.
+    #[error("{name:?} is no {what}: letters, digits and underscores{}", if *what == "section" { ", dots and hyphens" } else { ", and no digit first" })]
+    Name {
+        /// Prefix, section or symbol.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+}
+
+fn named(what: &'static str, name: String) -> Result<String, HostTableError> {
+    let is_section = what == "section";
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || is_section && matches!(c, '.' | '-');
+    let starts = name.starts_with(|c: char| is_section || !c.is_ascii_digit());
+    if starts && name.chars().all(fits) { Ok(name) } else { Err(HostTableError::Name { what, name }) }
+}
+
 impl<'q> HostTable<'q> {
     /// A table with these options. Their return thunk, an address, is not for a table whose address nobody knows yet: name
     /// its symbol instead ([`Self::return_thunk`]).
     ///
     /// # Errors
     ///
-    /// [`EmitError`], as [`CodeTable::emit`].
-    pub fn new(options: &EmitOptions<'q>) -> Result<Self, EmitError> {
+    /// [`HostTableError::Emit`], as [`CodeTable::emit`].
+    pub fn new(options: &EmitOptions<'q>) -> Result<Self, HostTableError> {
         let table = Self {
             options: options.return_thunk(None),
             prefix: "ioemul".into(),
@@ -61,21 +85,33 @@ impl<'q> HostTable<'q> {
     }
 
     /// What all global names start with; `ioemul` by default.
-    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.prefix = prefix.into();
-        self
+    ///
+    /// # Errors
+    ///
+    /// [`HostTableError::Name`].
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Result<Self, HostTableError> {
+        self.prefix = named("prefix", prefix.into())?;
+        Ok(self)
     }
 
     /// The section that the code goes to; `.text` by default.
-    pub fn section(mut self, section: impl Into<String>) -> Self {
-        self.section = section.into();
-        self
+    ///
+    /// # Errors
+    ///
+    /// [`HostTableError::Name`].
+    pub fn section(mut self, section: impl Into<String>) -> Result<Self, HostTableError> {
+        self.section = named("section", section.into())?;
+        Ok(self)
     }
 
     /// The symbol of the return thunk: every RET becomes a JMP to it.
-    pub fn return_thunk(mut self, symbol: impl Into<String>) -> Self {
-        self.return_thunk = Some(symbol.into());
-        self
+    ///
+    /// # Errors
+    ///
+    /// [`HostTableError::Name`].
+    pub fn return_thunk(mut self, symbol: impl Into<String>) -> Result<Self, HostTableError> {
+        self.return_thunk = Some(named("symbol", symbol.into())?);
+        Ok(self)
     }
 
     /// Whether there are stubs of INS and OUTS; there are by default. A host that asks devices for one element at a time, or has

@@ -32,6 +32,7 @@
 //! instructions, helpers, slots and quirks. All others are off by default:
 //!
 //! - `alloc`: sets of ports ([`PortSet`], [`PortPermissions`], [`Hazard`]) without `std`, which has it in any case.
+//! - `gas`: the table of all stubs as assembler source and C header, for hypervisors in C.
 //! - `trace`: trace files, by serde.
 //! - `tracing`: a listener that emits `tracing` events.
 //! - `vm-superio`: rust-vmm's 16550 UART and i8042 on a software bus.

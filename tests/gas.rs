@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use ioemul::gas::HostTable;
+use ioemul::gas::{HostTable, HostTableError};
 use ioemul::{CodeTable, EmitOptions, IoInsn, Quirk, RegisterFile, Ring, StubLayout, SymbolName, Width};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget};
 
@@ -60,8 +60,8 @@ fn the_assembler_makes_the_bytes_of_the_table() {
         let with_thunk = options.return_thunk(thunk.then_some(THUNK));
         let mut expected = vec![0; CodeTable::size(&with_thunk)];
         CodeTable::emit(&mut expected, va, &with_thunk).unwrap();
-        let host = HostTable::new(&options).unwrap().section(".text.ioemul");
-        let host = if thunk { host.return_thunk("a_thunk") } else { host };
+        let host = HostTable::new(&options).unwrap().section(".text.ioemul").unwrap();
+        let host = if thunk { host.return_thunk("a_thunk").unwrap() } else { host };
         let object = assembled(&name, &host.source().to_string());
         let object = object::File::parse(&*object).unwrap();
         let section = object.section_by_name(".text.ioemul").unwrap();
@@ -86,7 +86,7 @@ fn an_audit_of_the_object() {
     for (number, (name, options)) in all_options().into_iter().enumerate().filter(|(number, _)| number % 5 == 0) {
         let thunk = number % 2 == 0;
         let host = HostTable::new(&options).unwrap();
-        let host = if thunk { host.return_thunk("a_thunk") } else { host };
+        let host = if thunk { host.return_thunk("a_thunk").unwrap() } else { host };
         let bytes = assembled(&format!("audit-{name}"), &host.source().to_string());
         let object = object::File::parse(&*bytes).unwrap();
         let undefined: Vec<_> = object.symbols().filter(|symbol| symbol.is_undefined()).collect();
@@ -175,8 +175,11 @@ const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 
 /// A program of a host in C; what it printed, line by line.
 fn host(name: &str, options: &EmitOptions<'_>, structure: &str, elided: bool) -> Vec<String> {
+    host_of(name, &HostTable::new(options).unwrap(), structure, elided)
+}
+
+fn host_of(name: &str, table: &HostTable<'_>, structure: &str, elided: bool) -> Vec<String> {
     let directory = scratch(name);
-    let table = HostTable::new(options).unwrap();
     let (source, io) = (table.source().to_string(), ".byte \\prefix, \\opcode, \\last");
     assert_eq!(source.matches(io).count(), 1);
     let source = if elided { source.replace(io, ".byte 0x90, 0x90, 0x90") } else { source };
@@ -248,11 +251,37 @@ fn quirks_are_told_by_machine_form_port_and_rax() {
 }
 
 #[test]
+fn names_are_names() {
+    let table = || HostTable::new(&EmitOptions::new()).unwrap();
+    let error = table().prefix("my-table").unwrap_err();
+    assert_eq!(error.to_string(), "\"my-table\" is no prefix: letters, digits and underscores, and no digit first");
+    for result in [table().prefix("1"), table().prefix(""), table().return_thunk("a b"), table().section(".text,\"w\"")]
+    {
+        assert!(matches!(result, Err(HostTableError::Name { .. })));
+    }
+    assert!(table().section(".text.entry-1").is_ok());
+}
+
+#[test]
+fn without_ins_and_outs_the_table_is_shorter() {
+    let options = EmitOptions::new().quirks(QUIRKS).ring(Ring::Three);
+    let table = HostTable::new(&options).unwrap().strings(false);
+    let (source, header) = (table.source().to_string(), table.header().to_string());
+    assert!(!source.contains("ins") && !source.contains("outs") && !header.contains("STRING"));
+    let lines = host_of("no-strings", &table, "gprs", false);
+    assert_eq!(lines[0], "forms 1542 faults 1542 misplaced 0");
+    assert!(lines.iter().filter(|line| line.starts_with("quirk ")).all(|line| line.ends_with("good 1")));
+}
+
+#[test]
 fn the_header_is_for_old_c_and_for_cpp() {
     let directory = scratch("languages");
     let options = EmitOptions::new().quirks(QUIRKS).registers(RegisterFile::KVM_REGS);
-    fs::write(directory.join("table.h"), HostTable::new(&options).unwrap().prefix("xen_io").header().to_string())
-        .unwrap();
+    fs::write(
+        directory.join("table.h"),
+        HostTable::new(&options).unwrap().prefix("xen_io").unwrap().header().to_string(),
+    )
+    .unwrap();
     let program =
         "#include \"table.h\"\n#include \"table.h\"\nint main(void) { return xen_io_index(0xec, 1, 0) != 0; }\n";
     for (language, standard, file) in

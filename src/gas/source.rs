@@ -118,7 +118,7 @@ impl Writer<'_> {
     }
 
     fn padding(&self, f: &mut fmt::Formatter<'_>, end: usize) -> fmt::Result {
-        if end.is_multiple_of(16) { Ok(()) } else { writeln!(f, "\t.balign 16, 0xcc") }
+        if end % 16 == 0 { Ok(()) } else { writeln!(f, "\t.balign 16, 0xcc") }
     }
 
     fn label(&self, part: &Part) -> String {
