@@ -193,15 +193,13 @@ pub(crate) unsafe extern "C" fn ioemul_insn_encode(
     })
 }
 
-/// Text in memory of the caller's: nothing that does not fit is written.
-struct Text {
-    bytes: [u8; Self::LONGEST],
-    len: usize,
-}
+/// An instruction's text, with the NUL, is no longer: `fs addr32 rep outsd` and the like.
+pub(crate) const MAX_TEXT: usize = 64;
 
-impl Text {
-    /// `fs addr32 rep outs dx, dword` and the like, with the NUL.
-    const LONGEST: usize = 64;
+/// Text, before it goes to memory of the caller's: all of it, or none.
+struct Text {
+    bytes: [u8; MAX_TEXT],
+    len: usize,
 }
 
 impl Write for Text {
@@ -218,7 +216,7 @@ impl Write for Text {
 pub(crate) unsafe extern "C" fn ioemul_insn_text(insn: *const Insn, text: *mut c_char, len: usize) -> c_int {
     // SAFETY: the caller's promises, as in ioemul.h.
     guard(|| unsafe {
-        let mut written = Text { bytes: [0; Text::LONGEST], len: 0 };
+        let mut written = Text { bytes: [0; MAX_TEXT], len: 0 };
         write!(written, "{}\0", self::insn(insn)?).map_err(|_| Status::Internal)?;
         if len < written.len {
             return Err(Status::TooSmall);

@@ -33,7 +33,7 @@ mod version {
     #![allow(unsafe_code)] // a name that the linker sees
 
     #[unsafe(no_mangle)]
-    extern "C" fn ioemul_abi_version() -> u32 {
+    pub(crate) extern "C" fn ioemul_abi_version() -> u32 {
         super::ABI_VERSION
     }
 }

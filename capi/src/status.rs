@@ -91,6 +91,6 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<(), Status>) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ioemul_error_text(code: c_int) -> *const c_char {
+pub(crate) extern "C" fn ioemul_error_text(code: c_int) -> *const c_char {
     Status::text(code).as_ptr()
 }
