@@ -2,15 +2,18 @@
  * Runs every form of IN and OUT in a process that may touch no port: each access faults, the handler of SIGSEGV sets RIP to
  * where the library says, the stub returns 1, and the registers are as they were given.
  *
- *     memory   mmap: read, write ──emit──> mprotect: read, execute ──> stubs run
+ *     table   one for all CPUs:    mmap: read, write ──emit──> mprotect: read, execute ──> stubs run
+ *     slot    one for each CPU:    two mappings of one file: one is written for each access, the other is executed
  *
- * First on a table, then on a slot that is rewritten for each access (two mappings of one piece of memory), each for every
- * layout but the one that a shadow stack refuses. Needs Linux, and no privilege. What right to touch ports the process has
- * inherited (iopl, ioperm) it gives up first: nothing here reaches the hardware.
+ * CPUS threads stand for a host's CPUs, and run at the same time. All layouts are tried but the one that a shadow stack
+ * refuses. Needs Linux, and no privilege. What right to touch ports the process has inherited (iopl, ioperm) it gives up first:
+ * nothing here reaches the hardware.
+ *
+ *     cc -pthread all_forms.c $(pkg-config --cflags --libs ioemul)
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,24 +25,26 @@
 
 #include <ioemul.h>
 
-/* What the handler asks: set before a stub is called, by the thread that calls it. */
-static const struct ioemul_table *volatile current_table;
-static struct {
+#define CPUS 2
+
+/* What the handler asks, for the stub that this thread runs: the table, or if there is none the slot. */
+static __thread struct {
+    const struct ioemul_table *table;
     uint64_t va;
     const struct ioemul_insn *insn;
     const struct ioemul_helpers *helpers;
-} volatile current_slot;
-static volatile sig_atomic_t resumed;
+} volatile current;
+static __thread volatile sig_atomic_t resumed;
 
 static void on_fault(int signal, siginfo_t *info, void *context) {
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     uint64_t rip = (uint64_t)registers[REG_RIP], resume;
     int error;
     (void)info;
-    if (current_table) {
-        error = ioemul_table_fixup(current_table, rip, &resume);
+    if (current.table) {
+        error = ioemul_table_fixup(current.table, rip, &resume);
     } else {
-        error = ioemul_stub_fixup(current_slot.va, current_slot.insn, current_slot.helpers, rip, &resume);
+        error = ioemul_stub_fixup(current.va, current.insn, current.helpers, rip, &resume);
     }
     if (error) { /* not ours: the instruction runs again, and the process ends as it would have */
         struct sigaction ends;
@@ -108,46 +113,48 @@ static void fetch_and_decode(size_t index, struct ioemul_insn *insn) {
     }
 }
 
-static size_t run_table(const struct ioemul_options *options) {
-    struct ioemul_table table;
-    struct ioemul_access accesses[IOEMUL_MAX_ACCESSES];
-    size_t bytes, index;
-    void *code;
-    table.size = sizeof table;
+/* Writes the table, and makes it executable; it is never written to again. Returns its length. */
+static size_t make_table(struct ioemul_table *table, void **code, const struct ioemul_options *options) {
+    size_t bytes;
+    table->size = sizeof *table;
     check(ioemul_table_size(options, &bytes), "ioemul_table_size");
-    code = mmap(NULL, pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (code == MAP_FAILED) {
+    *code = mmap(NULL, pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*code == MAP_FAILED) {
         fail("mmap", strerror(errno));
     }
-    check(ioemul_table_emit(&table, code, bytes, (uint64_t)(uintptr_t)code, options), "ioemul_table_emit");
-    if (mprotect(code, pages(bytes), PROT_READ | PROT_EXEC)) {
+    check(ioemul_table_emit(table, *code, bytes, (uint64_t)(uintptr_t)*code, options), "ioemul_table_emit");
+    if (mprotect(*code, pages(bytes), PROT_READ | PROT_EXEC)) {
         fail("mprotect", strerror(errno));
     }
-    current_table = &table;
+    return bytes;
+}
+
+static void run_table(const struct ioemul_table *table) {
+    size_t index;
+    current.table = table;
     for (index = 0; index < IOEMUL_FORMS; index++) {
         struct ioemul_insn insn = IOEMUL_INSN_INIT;
+        struct ioemul_access accesses[IOEMUL_MAX_ACCESSES];
+        size_t count = IOEMUL_MAX_ACCESSES;
         struct ioemul_gprs gprs;
         uint64_t entry;
-        size_t count = IOEMUL_MAX_ACCESSES;
         given(&gprs, index);
         fetch_and_decode(index, &insn);
-        check(ioemul_table_accesses(&table, &insn, gprs.rax, gprs.rdx, accesses, &count), "ioemul_table_accesses");
+        check(ioemul_table_accesses(table, &insn, gprs.rax, gprs.rdx, accesses, &count), "ioemul_table_accesses");
         /* Here a host looks whether all `count` of them are permitted. */
         if (count != 1 || accesses[0].port != (insn.operand == IOEMUL_IMM8 ? insn.port : gprs.rdx)) {
             fail("ioemul_table_accesses", "not the access of the instruction");
         }
-        check(ioemul_table_resolve(&table, &insn, gprs.rax, gprs.rdx, &entry), "ioemul_table_resolve");
+        check(ioemul_table_resolve(table, &insn, gprs.rax, gprs.rdx, &entry), "ioemul_table_resolve");
         run(index, entry);
     }
-    current_table = NULL;
-    munmap(code, pages(bytes));
-    return bytes;
+    current.table = NULL;
 }
 
 /* One CPU's slot: written through one mapping, executed in another. The helpers come first. */
-static size_t run_slot(const struct ioemul_options *options) {
+static void run_slot(const struct ioemul_options *options) {
     static const size_t slot_at = 1024;
-    size_t len = pages(1), helpers_len, length = 0, index;
+    size_t len = pages(1), helpers_len, length, index;
     struct ioemul_helpers helpers;
     unsigned char *writable, *executable;
     uint64_t va;
@@ -169,15 +176,29 @@ static size_t run_slot(const struct ioemul_options *options) {
         struct ioemul_insn insn = IOEMUL_INSN_INIT;
         fetch_and_decode(index, &insn);
         check(ioemul_stub_emit(writable + slot_at, len - slot_at, va, &insn, &helpers, &length), "ioemul_stub_emit");
-        current_slot.va = va;
-        current_slot.insn = &insn;
-        current_slot.helpers = &helpers;
+        current.va = va;
+        current.insn = &insn;
+        current.helpers = &helpers;
         __asm__ volatile("lfence" ::: "memory"); /* no older bytes of the slot, speculatively */
         run(index, va);
     }
     munmap(writable, len);
     munmap(executable, len);
-    return length;
+}
+
+struct cpu {
+    pthread_t thread;
+    const struct ioemul_table *table;
+    const struct ioemul_options *options;
+    size_t faults;
+};
+
+static void *run_cpu(void *argument) {
+    struct cpu *cpu = argument;
+    run_table(cpu->table);
+    run_slot(cpu->options);
+    cpu->faults = (size_t)resumed;
+    return NULL;
 }
 
 int main(void) {
@@ -186,7 +207,7 @@ int main(void) {
         const char *name;
     } layouts[] = { { IOEMUL_CALL_RET, "call-ret" }, { IOEMUL_COMPACT, "compact" }, { IOEMUL_INLINE, "inline" } };
     struct sigaction action;
-    size_t index;
+    size_t index, faults = 0;
     if (ioemul_abi_version() >> 16 != IOEMUL_ABI_VERSION >> 16
         || ioemul_abi_version() < IOEMUL_ABI_VERSION) {
         fail("libioemul", "it is another version than its header");
@@ -204,14 +225,31 @@ int main(void) {
     }
     for (index = 0; index < sizeof layouts / sizeof *layouts; index++) {
         struct ioemul_options options = IOEMUL_OPTIONS_INIT;
-        size_t table, stub;
+        struct ioemul_table table;
+        struct cpu cpus[CPUS];
+        void *code;
+        size_t bytes, number;
         options.layout = layouts[index].layout;
         options.ring = 3;
-        table = run_table(&options);
-        stub = run_slot(&options);
-        printf("%-8s  table of %zu bytes, last stub of a slot %zu bytes: %d forms each\n", layouts[index].name, table, stub,
-               IOEMUL_FORMS);
+        bytes = make_table(&table, &code, &options);
+        /* Starting a thread publishes the table to it. */
+        for (number = 0; number < CPUS; number++) {
+            cpus[number].table = &table;
+            cpus[number].options = &options;
+            if (pthread_create(&cpus[number].thread, NULL, run_cpu, &cpus[number])) {
+                fail("pthread_create", "no thread");
+            }
+        }
+        for (number = 0; number < CPUS; number++) {
+            if (pthread_join(cpus[number].thread, NULL)) {
+                fail("pthread_join", "no thread");
+            }
+            faults += cpus[number].faults;
+        }
+        munmap(code, pages(bytes));
+        printf("%-8s  %d forms on a table of %zu bytes, and on a slot: %d CPUs\n", layouts[index].name, IOEMUL_FORMS, bytes,
+               CPUS);
     }
-    printf("%d faults, each resumed by RIP alone\n", (int)resumed);
+    printf("%zu faults, each resumed by RIP alone\n", faults);
     return 0;
 }

@@ -356,7 +356,8 @@ int ioemul_helpers_emit(struct ioemul_helpers *helpers, void *code, size_t len, 
  * needs neither, and is faster. Stubs of INS and OUTS follow the registers' pointers: whoever emits one has bounded and
  * translated them.
  *
- * IOEMUL_ERROR_TOO_SMALL, _OUT_OF_RANGE (the helpers or the return thunk), _ADDRESS.
+ * IOEMUL_ERROR_TOO_SMALL, _OUT_OF_RANGE (the helpers or the return thunk), _ADDRESS; _NO_STUB for INS and OUTS with 16-bit
+ * addresses or a segment override: ask for the form with 64-bit addresses, with pointers that you have translated.
  */
 int ioemul_stub_emit(void *slot, size_t len, uint64_t va, const struct ioemul_insn *insn,
                      const struct ioemul_helpers *helpers, size_t *length);

@@ -5,7 +5,7 @@ use core::ffi::{c_int, c_void};
 
 use ioemul_core::{EmitOptions, Gprs, Helpers, PortAccess, Quirk, emit_stub, stub_fixup};
 
-use crate::insn::{Access, Insn, insn};
+use crate::insn::{Access, Insn, has_a_stub, insn};
 use crate::options::{Given, Options};
 use crate::pointers::{Marked, Opaque, Place, elements_mut, write_all};
 use crate::status::{Status, guard};
@@ -56,6 +56,7 @@ pub(crate) unsafe extern "C" fn ioemul_stub_emit(
     // SAFETY: the caller's promises, as in ioemul.h.
     guard(|| unsafe {
         let (shared, insn, length) = (HelpersRoom::get(helpers)?, self::insn(insn)?, Place::new(length)?);
+        has_a_stub(insn)?;
         length.write(emit_stub(elements_mut(slot.cast::<u8>(), len)?, va, insn, &shared.helpers)?);
         Ok(())
     })

@@ -314,6 +314,25 @@ fn arrays_that_are_too_short_are_not_begun() {
     }
 }
 
+#[test]
+fn a_stub_that_cannot_be_emitted_leaves_the_slot_as_it_was() {
+    let (mut helpers, mut code, mut len): (Box<HelpersRoom>, _, _) = (empty(size_of::<HelpersRoom>()), [0_u8; 512], 0);
+    let status = unsafe { ioemul_helpers_emit(&mut *helpers, code.as_mut_ptr().cast(), 512, 0, ptr::null(), &mut len) };
+    assert_eq!(status, 0);
+    let decode = |bits, code: &[u8]| Insn::from(IoInsn::decode_in(code_size(bits).unwrap(), code).unwrap().0);
+    for (insn, len, va, expected) in [
+        (decode(64, &[0xee]), 35, 0x1000, TOO_SMALL),
+        (decode(64, &[0x6e]), 8, 0x1000, TOO_SMALL),
+        (decode(64, &[0xee]), 64, 1 << 40, Status::OutOfRange as c_int),
+        (decode(64, &[0x65, 0x6e]), 64, 0x1000, Status::NoStub as c_int),
+        (decode(16, &[0xf3, 0x6c]), 64, 0x1000, Status::NoStub as c_int),
+    ] {
+        let (mut slot, mut length) = ([0x5a_u8; 64], 7);
+        let status = unsafe { ioemul_stub_emit(slot.as_mut_ptr().cast(), len, va, &insn, &*helpers, &mut length) };
+        assert_eq!((status, slot, length), (expected, [0x5a; 64], 7), "{insn:?}");
+    }
+}
+
 /// A structure that grew: two words in its first version, three now.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
