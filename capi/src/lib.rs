@@ -5,10 +5,9 @@
 //!         status.rs  pointers.rs            insn.rs options.rs   ..                       pointers.rs
 //! ```
 //!
-//! A call keeps nothing and allocates nothing; there is no global state. The functions of the core have no panic in them
-//! (its test `no_panic_can_be_reached` looks for one after linking), and what is here has none by its form: no index, no
-//! unchecked sum, no `unwrap`. [`guard`](status::guard) is there for the day on which one of both is wrong: a panic ends
-//! there, and the caller gets an error.
+//! A call keeps nothing and allocates nothing; there is no global state. There is no panic in what is here, nor in what it
+//! calls: tests/c/reach.rs follows the machine code to see it. [`guard`](status::guard) is there for a build in which
+//! that is otherwise, without optimization say: a panic ends there, and the caller gets an error.
 #![deny(missing_docs)]
 #![deny(unsafe_code)] // allowed, with a reason, at the head of the modules that take pointers from C
 #![deny(unsafe_op_in_unsafe_fn)]

@@ -1,6 +1,8 @@
 //! The library as a C program sees it: installed, found by pkg-config, linked, run; and its header, in three languages.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
+mod reach;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -131,4 +133,17 @@ fn the_shared_library_exports_what_the_header_declares() {
     let exported = listed.lines().filter_map(|line| line.rsplit(' ').next()).map(str::to_owned).collect();
     assert_eq!(declared, exported);
     assert!(declared.len() > 20);
+}
+
+#[test]
+fn no_panic_and_no_allocation_can_be_reached() {
+    let graph = reach::Graph::of(&prefix().join("lib/libioemul.so"));
+    let is_unwanted = |name: &&str| ["panic", "alloc", "unwrap_failed", "_fail"].iter().any(|part| name.contains(part));
+    let ways = graph.ways(|name| name.starts_with("ioemul_"));
+    let unwanted: Vec<&String> = ways.iter().filter(|(name, _)| is_unwanted(name)).map(|(_, way)| way).collect();
+    assert!(unwanted.is_empty(), "{unwanted:#?}");
+    // They would be found: there is code of the core's among what is reached, and what a panic gets to has both.
+    assert!(ways.keys().any(|name| name.contains("CodeTable")) && ways.len() > 60, "{:?}", ways.keys());
+    let border = graph.ways(|name| name.contains("panic_cannot_unwind"));
+    assert!(border.keys().any(|name| name.contains("panic")) && border.keys().any(|name| name.contains("alloc")));
 }
