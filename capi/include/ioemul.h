@@ -162,7 +162,7 @@ enum ioemul_registers {
 };
 
 /* The offsets of a structure that this library knows. IOEMUL_ERROR_VALUE: `which`, of enum ioemul_registers. */
-int ioemul_register_file(uint32_t which, struct ioemul_register_file *file);
+int ioemul_register_file_of(uint32_t which, struct ioemul_register_file *file);
 
 /* ---- quirks ---- */
 
@@ -329,6 +329,16 @@ int ioemul_table_fault_count(const struct ioemul_table *table, size_t *count);
 /* All of them, by ascending address, for an exception table of your own. `*count` is the length of the array, and then how many
  * there are. IOEMUL_ERROR_TOO_SMALL: the array. */
 int ioemul_table_faults(const struct ioemul_table *table, struct ioemul_fault *faults, size_t *count);
+
+/*
+ * What is at an address of the table, for a stack trace: "ioemul:out dx, al", or a helper's name. If there is nothing, this is
+ * what comes next: from address 0 on, and then from `*start + *length`, it lists all there is by ascending address, for
+ * a file of symbols (perf's /tmp/perf-PID.map). `*length` is in bytes; IOEMUL_MAX_TEXT bytes are enough for any text.
+ *
+ * IOEMUL_ERROR_NOT_FOUND: nothing more; IOEMUL_ERROR_TOO_SMALL: `len`.
+ */
+int ioemul_table_symbol(const struct ioemul_table *table, uint64_t address, char *text, size_t len, uint64_t *start,
+                        size_t *length);
 
 /* ---- a slot for each CPU: one stub at a time ---- */
 

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // pointers from C, and names that the linker sees
 
 use core::ffi::{c_char, c_int, c_void};
-use core::fmt::Write;
+use core::fmt::{Display, Write};
 
 use ioemul_core::{AddressSize, CodeSize, Direction, IoInsn, PortAccess, PortOperand, Segment, Width};
 
@@ -196,7 +196,8 @@ pub(crate) unsafe extern "C" fn ioemul_insn_encode(
     })
 }
 
-/// An instruction's text, with the NUL, is no longer: `fs addr32 rep outsd` and the like.
+/// An instruction's text, with the NUL, is no longer (`fs addr32 rep outsd`), and neither is a symbol's
+/// (`ioemul:out dx, al (HP ProLiant SMM port, unbounded)`).
 pub(crate) const MAX_TEXT: usize = 64;
 
 /// Text, before it goes to memory of the caller's: all of it, or none.
@@ -215,17 +216,24 @@ impl Write for Text {
     }
 }
 
+/// Writes text with a NUL behind it to `len` bytes of the caller's.
+pub(crate) unsafe fn write_text(what: impl Display, text: *mut c_char, len: usize) -> Result<(), Status> {
+    let mut written = Text { bytes: [0; MAX_TEXT], len: 0 };
+    write!(written, "{what}\0").map_err(|_| Status::Internal)?;
+    if len < written.len {
+        return Err(Status::TooSmall);
+    }
+    // SAFETY: the caller's promise is passed on.
+    let room = unsafe { elements_mut(text.cast::<u8>(), written.len)? };
+    room.iter_mut().zip(written.bytes).for_each(|(place, byte)| *place = byte);
+    Ok(())
+}
+
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ioemul_insn_text(insn: *const Insn, text: *mut c_char, len: usize) -> c_int {
     // SAFETY: the caller's promises, as in ioemul.h.
     guard(|| unsafe {
-        let mut written = Text { bytes: [0; MAX_TEXT], len: 0 };
-        write!(written, "{}\0", self::insn(insn)?).map_err(|_| Status::Internal)?;
-        if len < written.len {
-            return Err(Status::TooSmall);
-        }
-        let room = elements_mut(text.cast::<u8>(), written.len)?;
-        room.iter_mut().zip(written.bytes).for_each(|(place, byte)| *place = byte);
-        Ok(())
+        let insn = self::insn(insn)?;
+        write_text(insn, text, len)
     })
 }

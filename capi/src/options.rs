@@ -51,7 +51,7 @@ impl TryFrom<Registers> for RegisterFile {
 pub(crate) const FILES: [RegisterFile; 3] = [RegisterFile::GPRS, RegisterFile::KVM_REGS, RegisterFile::PT_REGS];
 
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn ioemul_register_file(which: u32, file: *mut Registers) -> c_int {
+pub(crate) unsafe extern "C" fn ioemul_register_file_of(which: u32, file: *mut Registers) -> c_int {
     // SAFETY: the caller's promises, as in ioemul.h.
     guard(|| unsafe {
         let file = GrowingPlace::new(file)?;

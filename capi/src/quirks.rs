@@ -75,7 +75,8 @@ pub(crate) struct Text {
 
 impl Text {
     fn new(text: &str) -> Self {
-        Self { at: text.as_ptr().cast(), len: text.len() }
+        let at = if text.is_empty() { ptr::null() } else { text.as_ptr().cast() };
+        Self { at, len: text.len() }
     }
 
     /// As much of it as is UTF-8: what is not is no part of a string that is looked for.

@@ -1,11 +1,11 @@
 //! All stubs, in the caller's memory.
 #![allow(unsafe_code)] // pointers from C, and names that the linker sees
 
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_char, c_int, c_void};
 
-use ioemul_core::{CodeTable, IoInsn};
+use ioemul_core::{CodeTable, IoInsn, Symbol};
 
-use crate::insn::{Access, Insn, insn};
+use crate::insn::{Access, Insn, insn, write_text};
 use crate::options::{Given, Options};
 use crate::pointers::{Marked, Opaque, Place, elements_mut, write_all};
 use crate::status::{Status, guard};
@@ -147,6 +147,30 @@ pub(crate) unsafe extern "C" fn ioemul_table_faults(
         let room = elements_mut(faults, needed)?;
         room.iter_mut().zip(table.faults()).for_each(|(fault, (rip, resume))| *fault = Fault { rip, resume });
         place.write(needed);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ioemul_table_symbol(
+    table: *const Table,
+    address: u64,
+    text: *mut c_char,
+    len: usize,
+    start: *mut u64,
+    length: *mut usize,
+) -> c_int {
+    // SAFETY: the caller's promises, as in ioemul.h.
+    guard(|| unsafe {
+        let (table, start, length) = (Table::get(table)?, Place::new(start)?, Place::new(length)?);
+        let is_behind = |symbol: &Symbol| {
+            let starts_there = symbol.address >= address && symbol.len > 0; // an empty one would be found for ever
+            starts_there || address.wrapping_sub(symbol.address) < symbol.len as u64
+        };
+        let symbol = table.symbols().find(is_behind).ok_or(Status::NotFound)?;
+        write_text(symbol.name, text, len)?;
+        start.write(symbol.address);
+        length.write(symbol.len);
         Ok(())
     })
 }

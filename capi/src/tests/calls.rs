@@ -85,7 +85,7 @@ fn forms_of_other_modes_keep_their_parts() {
 fn register_files_are_those_of_the_core() {
     for (which, known) in [RegisterFile::GPRS, RegisterFile::KVM_REGS, RegisterFile::PT_REGS].into_iter().enumerate() {
         let mut file = Registers::from(RegisterFile::new([0; 15], None));
-        assert_eq!(unsafe { ioemul_register_file(which as u32, &mut file) }, 0);
+        assert_eq!(unsafe { ioemul_register_file_of(which as u32, &mut file) }, 0);
         assert_eq!(RegisterFile::try_from(file), Ok(known));
     }
     let without = RegisterFile::new(std::array::from_fn(|index| 8 * index as i16), None);
@@ -174,6 +174,22 @@ fn a_table_is_the_cores() {
             assert_eq!((statuses[3], allocations), (0, 0));
             assert!(core.accesses(insn, rax, rdx).map(Access::from).eq(accesses[..number].iter().copied()), "{insn}");
         }
+
+        let (mut address, mut length) = (0, 0);
+        for symbol in core.symbols().filter(|symbol| symbol.len > 0) {
+            let (mut text, from) = ([0_u8; MAX_TEXT], address + length as u64);
+            let at = text.as_mut_ptr().cast();
+            let next = || unsafe { ioemul_table_symbol(&*table, from, at, MAX_TEXT, &mut address, &mut length) };
+            assert_eq!(count(next), (0, 0));
+            assert_eq!(CStr::from_bytes_until_nul(&text).unwrap().to_str().unwrap(), symbol.name.to_string());
+            assert_eq!((address, length), (symbol.address, symbol.len));
+            let within = address + length as u64 - 1;
+            assert_eq!(unsafe { ioemul_table_symbol(&*table, within, at, MAX_TEXT, &mut address, &mut length) }, 0);
+            assert_eq!((address, length), (symbol.address, symbol.len));
+        }
+        let (mut text, end) = ([0; MAX_TEXT], address + length as u64);
+        let behind = unsafe { ioemul_table_symbol(&*table, end, text.as_mut_ptr(), 64, &mut address, &mut length) };
+        assert_eq!((behind, text), (17, [0; MAX_TEXT]));
 
         let mut number = 0;
         assert_eq!(count(|| unsafe { ioemul_table_fault_count(&*table, &mut number) }), (0, 0));

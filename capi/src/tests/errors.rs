@@ -72,7 +72,7 @@ fn null_and_misaligned_pointers() {
         each_pointer("insn_index", [insn, 0], |[a, b]| ioemul_insn_index(a.cast(), b.cast()));
         each_pointer("insn_encode", [insn, 1, 0], |[a, b, c]| ioemul_insn_encode(a.cast(), b.cast(), 5, c.cast()));
         each_pointer("insn_text", [insn, 1], |[a, b]| ioemul_insn_text(a.cast(), b.cast(), 64));
-        each_pointer("register_file", [size_of::<Registers>()], |[a]| ioemul_register_file(0, a.cast()));
+        each_pointer("register_file", [size_of::<Registers>()], |[a]| ioemul_register_file_of(0, a.cast()));
         each_pointer("quirk_by_name", [1, 0], |[a, b]| ioemul_quirk_by_name(a.cast(), b.cast()));
         each_pointer("smbios_find", [1, 0, 0], |[a, b, c]| ioemul_smbios_find(a.cast(), 64, b.cast(), c.cast()));
         let dmi = size_of::<Dmi>();
@@ -96,6 +96,9 @@ fn null_and_misaligned_pointers() {
         each_pointer("table_fixup", [table, 0], |[a, b]| ioemul_table_fixup(a.cast(), 0, b.cast()));
         each_pointer("table_fault_count", [table, 0], |[a, b]| ioemul_table_fault_count(a.cast(), b.cast()));
         each_pointer("table_faults", [table, 0, 9999], |[a, b, c]| ioemul_table_faults(a.cast(), b.cast(), c.cast()));
+        each_pointer("table_symbol", [table, 1, 0, 8], |[a, b, c, d]| {
+            ioemul_table_symbol(a.cast(), 0, b.cast(), 64, c.cast(), d.cast())
+        });
         each_pointer("helpers_emit", [helpers, 1, 0], |[a, b, c]| {
             ioemul_helpers_emit(a.cast(), b.cast(), 512, 0, ptr::null(), c.cast())
         });
@@ -134,6 +137,10 @@ fn null_results_of_a_table_that_is_there() {
             (ioemul_table_fault_count(&*table, ptr::null_mut()), NULL),
             (ioemul_table_faults(&*table, ptr::null_mut(), &mut 9999), NULL),
             (ioemul_table_accesses(&*table, &insn, 0, 0, ptr::null_mut(), &mut 8), NULL),
+            (ioemul_table_symbol(&*table, 0, ptr::null_mut(), 64, &mut 0, &mut 0), NULL),
+            (ioemul_table_symbol(&*table, 0, [0; 64].as_mut_ptr(), 64, null, &mut 0), NULL),
+            (ioemul_table_symbol(&*table, 0, [0; 64].as_mut_ptr(), 64, &mut 0, ptr::null_mut()), NULL),
+            (ioemul_table_symbol(&*table, 0, [0; 64].as_mut_ptr(), 5, &mut 0, &mut 0), TOO_SMALL),
             (ioemul_stub_accesses(&insn, &*helpers, 0, 0, ptr::null_mut(), &mut 8), NULL),
             (ioemul_stub_fixup(0, &insn, &*helpers, 0, null), NULL),
             (ioemul_stub_emit(ptr::null_mut(), 64, 0, &insn, &*helpers, &mut len), NULL),

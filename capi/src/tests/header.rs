@@ -100,7 +100,7 @@ fn declarations() -> impl IntoIterator<Item = (&'static str, String)> {
         ioemul_insn_index(_, _);
         ioemul_insn_encode(_, _, _, _);
         ioemul_insn_text(_, _, _);
-        ioemul_register_file(_, _);
+        ioemul_register_file_of(_, _);
         ioemul_quirk_name(_);
         ioemul_quirk_by_name(_, _);
         ioemul_smbios_find(_, _, _, _);
@@ -115,6 +115,7 @@ fn declarations() -> impl IntoIterator<Item = (&'static str, String)> {
         ioemul_table_fixup(_, _, _);
         ioemul_table_fault_count(_, _);
         ioemul_table_faults(_, _, _);
+        ioemul_table_symbol(_, _, _, _, _, _);
         ioemul_helpers_emit(_, _, _, _, _, _);
         ioemul_stub_emit(_, _, _, _, _, _);
         ioemul_stub_accesses(_, _, _, _, _, _);
