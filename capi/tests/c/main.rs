@@ -119,6 +119,31 @@ fn the_header_is_c_and_cxx() {
     }
 }
 
+/// The program in the README, with what it takes for granted around it.
+#[test]
+fn the_readmes_program_is_c() {
+    let readme = std::fs::read_to_string(Path::new(PACKAGE).join("README.md")).unwrap();
+    let (_, program) = readme.split_once("```c\n").expect("there is a program");
+    let (program, handler) = program.split_once("```").unwrap().0.split_once("/* In the handler").unwrap();
+    let source = format!(
+        "#define _GNU_SOURCE\n#include <ioemul.h>\n#include <signal.h>\n#include <sys/mman.h>\n#include <ucontext.h>\n\
+         void check(int error); int deny(void); int fault(void); int permitted(const struct ioemul_access *access);\n\
+         int access_for(const void *guest_code, size_t fetched, struct ioemul_gprs gprs, uint64_t rip);\n\
+         int access_for(const void *guest_code, size_t fetched, struct ioemul_gprs gprs, uint64_t rip) {{\n\
+         {program}\nreturn (int)rip;\n}}\n\
+         void handle(struct ioemul_table table, uint64_t rip, ucontext_t *context);\n\
+         void handle(struct ioemul_table table, uint64_t rip, ucontext_t *context) {{\n\
+         uint64_t resume;\n/* {handler}\n}}\n"
+    );
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi-readme");
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("readme.c");
+    std::fs::write(&file, source).unwrap();
+    let mut compile = Command::new("cc");
+    compile.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I"]);
+    run(compile.arg(Path::new(PACKAGE).join("include")).arg(file));
+}
+
 #[test]
 fn the_shared_library_exports_what_the_header_declares() {
     let text = std::fs::read_to_string(prefix().join("include/ioemul.h")).unwrap();
