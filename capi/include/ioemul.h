@@ -16,9 +16,9 @@
  *
  * STRUCTURES begin with their size, which you set: sizeof the structure. A program that was built with an older header
  * passes a shorter one, in which what is missing counts as 0; one that was built with a newer header passes a longer one,
- * in which what this library does not know has to be 0 (in a result it becomes 0). Three are elements of arrays, have
- * no size, and never change: ioemul_quirk, ioemul_access, ioemul_fault; so has ioemul_string, a part of ioemul_dmi. struct
- * ioemul_gprs is what stubs work on: its form is fixed as well.
+ * in which what this library does not know has to be 0 (in a result it becomes 0). Five have no size, and never change:
+ * ioemul_quirk, ioemul_access and ioemul_fault, which are elements of arrays; ioemul_string, a part of ioemul_dmi; and
+ * ioemul_gprs, which is what stubs work on.
  *
  * THREADS. There is no state but in your structures. Any threads may call any functions at the same time, and so may signal
  * handlers, as long as nobody reads what another is writing: one ioemul_table or ioemul_helpers is filled by one thread,
@@ -166,7 +166,7 @@ int ioemul_register_file_of(uint32_t which, struct ioemul_register_file *file);
 
 /* ---- quirks ---- */
 
-/* What stands in the place of an access on platforms that need more than the access. docs of the Rust crate: `Quirk`. */
+/* What stands in the place of an access on platforms that need more than the access. */
 enum ioemul_quirk_number {
     IOEMUL_PROLIANT = 1,           /* HP ProLiant: OUT to 0xcd4, then the port is polled; chosen by DMI */
     IOEMUL_PROLIANT_UNBOUNDED = 2, /* the same, and the poll has no end but the firmware's, in ring 0 */
@@ -288,7 +288,7 @@ struct ioemul_fault {
     uint64_t resume;
 };
 
-/* How many bytes of code a table with these options has: 25 to 320 KiB. `options` may be NULL: the defaults. */
+/* How many bytes of code a table with these options has: 25 KiB (IOEMUL_COMPACT) to 400 KiB (IOEMUL_INLINE). `options` may be NULL: the defaults. */
 int ioemul_table_size(const struct ioemul_options *options, size_t *bytes);
 
 /*
