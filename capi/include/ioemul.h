@@ -288,7 +288,8 @@ struct ioemul_fault {
     uint64_t resume;
 };
 
-/* How many bytes of code a table with these options has: 25 KiB (IOEMUL_COMPACT) to 400 KiB (IOEMUL_INLINE). `options` may be NULL: the defaults. */
+/* How many bytes of code a table with these options has: 25 KiB (IOEMUL_COMPACT) to 400 KiB (IOEMUL_INLINE).
+ * `options` may be NULL: the defaults. */
 int ioemul_table_size(const struct ioemul_options *options, size_t *bytes);
 
 /*
