@@ -5,6 +5,7 @@ mod examples;
 mod machine;
 mod page_faults;
 mod privilege;
+mod xen;
 
 use std::error::Error;
 use std::fs::File;
@@ -44,6 +45,13 @@ fn run(console: &mut File) -> Result<(), Box<dyn Error>> {
         Mode::RecordByHand => record(console, &mut engines::by_hand()?, &params),
         Mode::Soak => soak(console, &mut engines::all()?, Devices::All, &params),
         Mode::SoakSmm => soak(console, &mut engines::all()?, Devices::Smm, &params),
+        Mode::XenHost => {
+            record(console, &mut engines::by_hand()?, &Params { control: false, ..params })?;
+            xen::carries(console, &params)?;
+            if params.control { xen::fault(console) } else { Ok(()) }
+        }
+        Mode::XenHammer => xen::hammer(console, &params),
+        Mode::XenCount => xen::count(console),
     }
 }
 

@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod by_hand;
+pub mod carries;
 mod carry;
 mod checks;
 mod engine;

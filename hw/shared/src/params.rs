@@ -17,6 +17,13 @@ pub enum Mode {
     Soak,
     /// As [`Mode::Soak`], with the SMM mailbox as the only device.
     SoakSmm,
+    /// As [`Mode::RecordByHand`], then what is left of CF by SMIs of all kinds; in a negative control also an access whose stub
+    /// faults in the hypervisor.
+    XenHost,
+    /// Two processors make accesses by hand at the same time.
+    XenHammer,
+    /// Counts instructions: QEMU's clock has to count them.
+    XenCount,
 }
 
 /// The parameters of a run.
@@ -38,7 +45,7 @@ pub struct Params {
     pub proliant: bool,
 }
 
-const MODES: [(Mode, &str); 7] = [
+const MODES: [(Mode, &str); 10] = [
     (Mode::Checks(Machine::Usual), "checks"),
     (Mode::Checks(Machine::LockedDown), "checks-locked-down"),
     (Mode::Checks(Machine::Busy), "checks-busy"),
@@ -46,6 +53,9 @@ const MODES: [(Mode, &str); 7] = [
     (Mode::RecordByHand, "record-by-hand"),
     (Mode::Soak, "soak"),
     (Mode::SoakSmm, "soak-smm"),
+    (Mode::XenHost, "xen-host"),
+    (Mode::XenHammer, "xen-hammer"),
+    (Mode::XenCount, "xen-count"),
 ];
 
 impl fmt::Display for Params {

@@ -18,8 +18,8 @@ pub enum Image {
     Linux { kernel: PathBuf, initramfs: PathBuf },
     /// The freestanding image.
     Ring0 { kernel: PathBuf },
-    /// Debian's Xen, with the Linux above as dom0.
-    Xen { hypervisor: PathBuf, kernel: PathBuf, initramfs: PathBuf },
+    /// A Xen, by a name for the logs, with the Linux above as dom0.
+    Xen { name: &'static str, hypervisor: PathBuf, kernel: PathBuf, initramfs: PathBuf },
     /// Debian's firmware, and a disk with our application on it.
     Uefi { firmware: PathBuf, disk: PathBuf },
 }
@@ -29,7 +29,7 @@ impl fmt::Debug for Image {
         f.write_str(match self {
             Image::Linux { .. } => "linux",
             Image::Ring0 { .. } => "ring0",
-            Image::Xen { .. } => "xen",
+            Image::Xen { name, .. } => name,
             Image::Uefi { .. } => "uefi",
         })
     }
@@ -58,11 +58,16 @@ impl Image {
         Ok(Image::Ring0 { kernel: build_freestanding("hw/ring0", "hw-ring0")? })
     }
 
-    /// Xen, on top of what [`Image::linux`] made.
+    /// Debian's Xen, under what [`Image::linux`] made.
     pub fn xen(linux: &Image) -> Result<Self> {
-        let Image::Linux { kernel, initramfs } = linux else { unreachable!("dom0 is a Linux") };
-        let hypervisor = kernel::xen()?;
-        Ok(Image::Xen { hypervisor, kernel: kernel.clone(), initramfs: initramfs.clone() })
+        Ok(linux.under("xen", &kernel::xen()?))
+    }
+
+    /// What [`Image::linux`] made, as dom0 of this hypervisor.
+    pub fn under(&self, name: &'static str, hypervisor: &Path) -> Self {
+        let Image::Linux { kernel, initramfs } = self else { unreachable!("dom0 is a Linux") };
+        let (hypervisor, kernel, initramfs) = (hypervisor.to_owned(), kernel.clone(), initramfs.clone());
+        Image::Xen { name, hypervisor, kernel, initramfs }
     }
 
     /// The part of QEMU's command line that boots this.
@@ -81,7 +86,7 @@ impl Image {
                 return ["-kernel".to_owned(), path(kernel), "-append".to_owned(), params.to_string()].into();
             }
             Image::Uefi { firmware, disk } => return uefi::arguments(firmware, disk),
-            Image::Xen { hypervisor, kernel, initramfs } => {
+            Image::Xen { hypervisor, kernel, initramfs, .. } => {
                 // Multiboot modules: each path may be followed by a command line, commas are doubled.
                 let module = |file: &Path| path(file).replace(',', ",,");
                 let modules = format!("{} {},{}", module(kernel), linux("hvc0"), module(initramfs));

@@ -13,6 +13,7 @@ mod results;
 mod soak;
 mod table;
 mod uefi;
+mod xen;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -32,6 +33,9 @@ pub struct Options {
     /// Send an SMI from a UEFI application, and show sixteen words before and after
     #[arg(long, conflicts_with_all = ["reference", "soak"])]
     uefi: bool,
+    /// Build Debian's Xen from source, as it is and with the library's table in the place of its stub, and compare the two
+    #[arg(long, conflicts_with_all = ["reference", "soak", "uefi"])]
+    xen_host: bool,
     /// Seed of the random registers [default: random, and printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -50,6 +54,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// What takes a Linux, and mostly the image without an operating system as well.
 fn on_linux_and_bare(options: &Options, seed: u64) -> Result<bool> {
     let linux = Image::linux()?;
+    if options.xen_host {
+        return xen::run(&linux, seed);
+    }
     let ring0 = Image::ring0()?;
     match options.soak {
         Some(seconds) => soak::run(&linux, seed, seconds),

@@ -21,6 +21,10 @@ pub enum Setup {
     ProLiant,
     /// The same devices in a machine of another make.
     OtherMake,
+    /// A ProLiant with two processors at the same time.
+    TwoProcessors,
+    /// A ProLiant whose clocks count instructions: a nanosecond each.
+    Counted,
     /// A ProLiant whose mailbox stays busy.
     Busy,
     /// Two processors, no devices.
@@ -54,16 +58,17 @@ impl Guest<'_> {
         let Self { machine, setup, image, .. } = self;
         let memory = hw_shared::model::MEMORY >> 20;
         // In ring 0 two processors share a table; to the bare machine there is no second one to come.
-        let two = *setup == Setup::LockedDown || (*setup == Setup::ProLiant && matches!(image, Image::Ring0 { .. }));
+        let two = matches!(setup, Setup::LockedDown | Setup::TwoProcessors)
+            || (*setup == Setup::ProLiant && matches!(image, Image::Ring0 { .. }));
         let processors = if two { 2 } else { 1 };
         // In ring 0 they run at the same time, and not by turns.
-        let threads = if two && *setup == Setup::ProLiant { "multi" } else { "single" };
+        let threads = if two && *setup != Setup::LockedDown { "multi" } else { "single" };
         let mut arguments = words(&format!(
             "-accel tcg,thread={threads} -smp {processors} -m {memory} -nodefaults -no-user-config -display none -serial stdio -no-reboot \
              -chardev null,id=null"
         ));
         arguments.extend(words(&match setup {
-            Setup::ProLiant | Setup::OtherMake => format!(
+            Setup::ProLiant | Setup::OtherMake | Setup::TwoProcessors | Setup::Counted => format!(
                 "-M {machine},vmport=on -uuid 00112233-4455-6677-8899-aabbccddeeff -rtc base=2031-05-06T07:08:09 \
                  -device pc-testdev -device pci-testdev,addr=1d.0 -chardev null,id=com2 -device isa-serial,iobase=0x2f8,irq=3,chardev=com2 \
                  -device isa-debugcon,iobase=0xcd4,readback=0x51,chardev=null"
@@ -76,9 +81,12 @@ impl Guest<'_> {
                 format!("-M {machine},vmport=off -device isa-debugcon,iobase=0xcd4,readback=0x15,chardev=null")
             }
         }));
+        if *setup == Setup::Counted {
+            arguments.extend(words("-icount shift=0,sleep=off"));
+        }
         // The quirk wants vendor and product: a machine of another make lacks one of them.
         let (vendor, product) = match (setup, *machine) {
-            (Setup::ProLiant | Setup::Busy, _) => (DMI_VENDOR, DMI_PRODUCT),
+            (Setup::ProLiant | Setup::TwoProcessors | Setup::Counted | Setup::Busy, _) => (DMI_VENDOR, DMI_PRODUCT),
             (_, "q35") => (DMI_VENDOR, "Compaq dc7900"),
             _ => ("Contoso", DMI_PRODUCT),
         };

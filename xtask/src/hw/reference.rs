@@ -257,7 +257,7 @@ fn print_differences(from: &str, differences: &BTreeMap<&'static str, Difference
 }
 
 /// The register files after each access, by engine.
-fn registers(script: &[(IoInsn, Gprs)], lines: &[Vec<&str>]) -> Result<BTreeMap<String, Vec<Gprs>>> {
+pub fn registers(script: &[(IoInsn, Gprs)], lines: &[Vec<&str>]) -> Result<BTreeMap<String, Vec<Gprs>>> {
     let mut engines: BTreeMap<String, Vec<Gprs>> = BTreeMap::new();
     for line in lines {
         let ["access", number, engine, changes] = line[..] else { bail!("strange line: {}", line.join("|")) };
