@@ -145,6 +145,11 @@ impl Output {
         lines.map(|line| line.split('|').collect()).collect()
     }
 
+    /// Whether the guest wrote this, anywhere.
+    pub fn says(&self, text: &str) -> bool {
+        self.serial.contains(text)
+    }
+
     /// What went wrong with the guest as a whole.
     pub fn trouble(&self) -> Option<String> {
         let lines = self.lines();

@@ -49,6 +49,7 @@ pub struct Hypervisors {
     pub untouched: PathBuf,
     pub ours: PathBuf,
     pub broken: PathBuf,
+    pub unknown: PathBuf,
     /// Lines of Xen's that went, and lines of ours that came, generated files apart.
     pub lines: (usize, usize),
 }
@@ -63,6 +64,7 @@ pub fn hypervisors() -> Result<Hypervisors> {
     let configuration = fs::read_to_string(tree.xen.join(".config"))?;
     let ours = tree.patched(&configuration, Table::Whole)?;
     let broken = tree.patched(&configuration, Table::Broken)?;
+    let unknown = tree.patched(&configuration, Table::Unknown)?;
     let lines = lines(&tree.originals()?, &ours);
     // The helpers of Xen are built no more.
     let helpers = fs::read_to_string(tree.xen.join("arch/x86/pv/gpr_switch.S"))?.lines().count();
@@ -71,6 +73,7 @@ pub fn hypervisors() -> Result<Hypervisors> {
         untouched,
         ours: tree.build("ours", &ours)?,
         broken: tree.build("broken", &broken)?,
+        unknown: tree.build("unknown", &unknown)?,
         lines: (lines.0 + helpers, lines.1),
     })
 }
@@ -115,7 +118,7 @@ fn fetch(directory: &Path) -> Result<String> {
     Ok(version)
 }
 
-/// Files that a build has other than the source, by their paths.
+/// Files that a build has other than the source, by their paths or, if they are new, their names.
 type Files = Vec<(&'static str, String)>;
 
 /// One tree for all builds: from the second on only what differs is compiled.
@@ -149,8 +152,7 @@ impl Tree {
             };
             *text = patch(text).with_context(|| format!("xen/{path}"))?;
         }
-        let (source, header) = table::sources(configuration, table)?;
-        files.extend([("arch/x86/pv/ioemul_table.S", source), ("arch/x86/pv/ioemul_table.h", header)]);
+        files.extend(table::sources(configuration, table)?);
         Ok(files)
     }
 
@@ -163,7 +165,7 @@ impl Tree {
         }
         println!("building Xen: {name}");
         for (path, text) in files {
-            let path = self.xen.join(path);
+            let path = if path.contains('/') { self.xen.join(path) } else { self.xen.join("arch/x86/pv").join(path) };
             if fs::read_to_string(&path).ok().as_ref() != Some(text) {
                 fs::write(&path, text)?;
             }
@@ -175,9 +177,11 @@ impl Tree {
             make.arg("-s").args(arguments).arg("XEN_TARGET_ARCH=x86_64").current_dir(&self.xen);
             host::run(&mut make).context("building Xen")
         };
-        if !self.xen.join(".config").exists() {
+        let configured = self.directory.join("configuration");
+        if !fs::read_to_string(&configured).is_ok_and(|configured| configured == CONFIGURATION) {
             fs::write(self.xen.join(".config"), CONFIGURATION)?;
             make(&["olddefconfig"])?;
+            fs::write(configured, CONFIGURATION)?;
         }
         make(&["-j", &thread::available_parallelism()?.to_string()])?;
         fs::copy(self.xen.join("xen"), &image)?;

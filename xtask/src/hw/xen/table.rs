@@ -1,10 +1,8 @@
-//! The table for Xen, as its sources are to have it: an assembler file, a header, and the entries of the exception table.
+//! The table for Xen, as its sources are to have it: an assembler file with what is Xen's about it, the stubs, and the header.
 
-use std::fmt::Write;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ioemul::gas::HostTable;
-use ioemul::{CodeTable, EmitOptions, Gprs, Quirk, RegisterFile, Ring, StubLayout};
+use ioemul::{EmitOptions, Gprs, Quirk, RegisterFile, Ring, StubLayout};
 
 /// What is built into Xen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,14 +12,24 @@ pub enum Table {
     /// A negative control: R13 and R14 are taken from, and put to, each other's places, and the stub of `in al, 0xea` has in
     /// the place of its access an instruction that faults.
     Broken,
+    /// As [`Table::Broken`], and Xen's exception table does not know the stubs.
+    Unknown,
 }
 
 /// The access whose stub faults in [`Table::Broken`], and the instruction there: `mov ds, eax`, with a selector beyond the
 /// GDT in AX. (No access faults by itself in ring 0.)
 const FAULTS: (&str, &str) = ("0x90, 0xe4, 0xea", "0x90, 0x8e, 0xd8");
 
-/// TABLE.S and TABLE.h for a Xen of this configuration.
-pub fn sources(configuration: &str, table: Table) -> Result<(String, String)> {
+/// What Xen's build takes for the table: the stubs, which can fault and be jumped to, in Xen's own terms.
+const OBJECT: &str = "\
+#include <asm/asm_defns.h>
+#define IOEMUL_EXTABLE(fault, pad) _ASM_EXTABLE(fault, pad)
+#define IOEMUL_ENDBR64 ENDBR64
+#include \"ioemul_stubs.S\"
+";
+
+/// The files for a Xen of this configuration, by their names.
+pub fn sources(configuration: &str, table: Table) -> Result<[(&'static str, String); 3]> {
     let has = |option: &str| configuration.lines().any(|line| line == format!("{option}=y"));
     let thunk = has("CONFIG_RETURN_THUNK");
     // Xen's cpu_user_regs has the registers where Linux's pt_regs has them.
@@ -34,20 +42,26 @@ pub fn sources(configuration: &str, table: Table) -> Result<(String, String)> {
         .quirks(&[Quirk::PROLIANT]);
     let exchanged = options.clone().registers(exchanged());
     let header = host(&options, thunk)?.header().to_string();
-    let mut source = match table {
+    let stubs = match table {
         Table::Whole => host(&options, thunk)?.source().to_string(),
-        Table::Broken => {
+        Table::Broken | Table::Unknown => {
             let source = host(&exchanged, thunk)?.source().to_string();
             ensure!(source.matches(FAULTS.0).count() == 1, "the stub that is to fault is not there once");
             source.replace(FAULTS.0, FAULTS.1)
         }
     };
-    source += &exception_table(&options, thunk)?;
-    Ok((source, header))
+    let object = match table {
+        Table::Unknown => {
+            OBJECT.lines().filter(|line| !line.contains("EXTABLE")).map(|line| format!("{line}\n")).collect()
+        }
+        _ => OBJECT.to_owned(),
+    };
+    Ok([("ioemul_table.S", object), ("ioemul_stubs.S", stubs), ("ioemul_table.h", header)])
 }
 
 fn host<'q>(options: &EmitOptions<'q>, thunk: bool) -> Result<HostTable<'q>> {
-    let host = HostTable::new(options)?;
+    // INS and OUTS of a guest are single accesses in Xen, by code of its own.
+    let host = HostTable::new(options)?.strings(false);
     Ok(if thunk { host.return_thunk("__x86_return_thunk") } else { host })
 }
 
@@ -57,17 +71,4 @@ fn exchanged() -> RegisterFile {
     let [a, b] = ["r13", "r14"].map(|name| Gprs::NAMES.iter().position(|known| *known == name).expect("a register"));
     offsets.swap(a, b);
     RegisterFile::new(offsets, RegisterFile::PT_REGS.rflags())
-}
-
-/// An entry for each access that can fault: where it is, and where to go on, both relative to the entry. Xen sorts them.
-fn exception_table(options: &EmitOptions<'_>, thunk: bool) -> Result<String> {
-    // Wherever the thunk is: it is near, and a jump to it has one length.
-    let options = options.clone().return_thunk(thunk.then_some(0x4000_0000));
-    let mut code = vec![0; CodeTable::size(&options)];
-    let table = CodeTable::emit(&mut code, 0, &options).context("the table")?;
-    let mut text = String::from("\n\t.section .ex_table, \"a\", @progbits\n\t.balign 4\n");
-    for (fault, pad) in table.faults() {
-        writeln!(text, "\t.long ioemul_table + {fault} - ., ioemul_table + {pad} - .")?;
-    }
-    Ok(text)
 }
