@@ -185,7 +185,7 @@ fn registers(who: Who, params: &Params, lines: &[Vec<&str>]) -> Result<(bool, St
     };
     let example = if is_good { "" } else { &example };
     let what = format!(
-        "{} accesses: {agree} of {all} registers as modelled{why}; quirk in {quirks} of {mailbox}{example}",
+        "{} accesses: {agree} of {all} registers as modelled{why}; the quirk took {quirks} of {mailbox}{example}",
         script.len()
     );
     Ok((is_good && quirks_good && mailbox > 0, what))
@@ -211,7 +211,7 @@ fn carries(found: &[(&Boot, Vec<u64>)], seed: u64) -> bool {
     let cases: Vec<_> = carries::cases(seed).collect();
     let before: String = cases.iter().map(|(_, gprs)| format!(" {}", gprs.rflags & Gprs::CF)).collect();
     for (number, (name, _, _)) in carries::HANDLERS.iter().enumerate() {
-        println!("{:33}{} v the handler {name}", "", "  | ".repeat(number));
+        println!("{:33}{} v the handler {name}", "", " |  ".repeat(number));
     }
     println!("{:33}{before}", "CF before");
     let mut good = true;
