@@ -40,7 +40,7 @@ pub fn sources(configuration: &str, table: Table) -> Result<[(&'static str, Stri
         .endbr64(has("CONFIG_XEN_IBT"))
         .int3(true)
         .quirks(&[Quirk::PROLIANT]);
-    let exchanged = options.clone().registers(exchanged());
+    let exchanged = options.registers(exchanged());
     let header = host(&options, thunk)?.header().to_string();
     let stubs = match table {
         Table::Whole => host(&options, thunk)?.source().to_string(),
