@@ -107,7 +107,7 @@ fn fetch(directory: &Path) -> Result<String> {
         let found = names.iter().find(|name| name.starts_with("xen_") && name.ends_with(suffix));
         found.with_context(|| format!("apt-get left no xen_*{suffix}"))
     };
-    // Debian's own patches are about its tools and documents; the hypervisor is the upstream's.
+    // Without Debian's own patches, none of which concerns port I/O: this is the upstream's tree as Debian distributes it.
     let source = directory.join("source");
     fs::create_dir_all(&source)?;
     let mut tar = Command::new("tar");

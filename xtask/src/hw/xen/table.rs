@@ -62,7 +62,7 @@ pub fn sources(configuration: &str, table: Table) -> Result<[(&'static str, Stri
 fn host<'q>(options: &EmitOptions<'q>, thunk: bool) -> Result<HostTable<'q>> {
     // INS and OUTS of a guest are single accesses in Xen, by code of its own.
     let host = HostTable::new(options)?.strings(false);
-    Ok(if thunk { host.return_thunk("__x86_return_thunk") } else { host })
+    Ok(if thunk { host.return_thunk("__x86_return_thunk")? } else { host })
 }
 
 /// Two registers in each other's places.
