@@ -37,6 +37,7 @@ extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
         Mode::Record | Mode::RecordByHand => record(&params),
         Mode::Soak => soak(Devices::All, &params),
         Mode::SoakSmm => soak(Devices::Smm, &params),
+        Mode::XenHost | Mode::XenHammer | Mode::XenCount => print(format_args!("ioemul|error|this is no dom0\n")),
     }
     print(format_args!("ioemul|end\n"));
     machine::power_off()
