@@ -9,6 +9,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::Once;
 use std::{mem, ptr};
 
+use common::gregs::GREGS;
 use common::{Rng, kind, some_forms};
 use iced_x86::{Decoder, DecoderOptions};
 use ioemul::events::{Attempt, Events};
@@ -31,25 +32,7 @@ extern "C" fn catch(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void) 
     // SAFETY: the kernel's arguments; RIP is at an instruction. The signal is synchronous: nothing is interrupted.
     unsafe {
         let registers = &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        let order = [
-            libc::REG_RAX,
-            libc::REG_RBX,
-            libc::REG_RCX,
-            libc::REG_RDX,
-            libc::REG_RSI,
-            libc::REG_RDI,
-            libc::REG_RBP,
-            libc::REG_R8,
-            libc::REG_R9,
-            libc::REG_R10,
-            libc::REG_R11,
-            libc::REG_R12,
-            libc::REG_R13,
-            libc::REG_R14,
-            libc::REG_R15,
-            libc::REG_EFL,
-        ];
-        let gprs = Gprs::from_words(order.map(|register| registers[register as usize] as u64));
+        let gprs = Gprs::from_words(GREGS.map(|register| registers[register] as u64));
         let code = (registers[libc::REG_RIP as usize] as *const [u8; 4]).read_unaligned();
         CAUGHT.with_borrow_mut(|caught| caught.push(Caught { gprs, code }));
         if !fault::recover(info, context) {

@@ -11,6 +11,7 @@ use std::ffi::{c_int, c_void};
 use std::{mem, ptr};
 
 use common::alias::Alias;
+use common::gregs::GREGS;
 use common::{Rng, host, some_forms};
 use ioemul::{
     AddressSize, CodeSize, CodeTable, DecodeError, DeviceError, Direction, EmitOptions, Gprs, HostRegisters,
@@ -19,25 +20,6 @@ use ioemul::{
 };
 
 const DF: u64 = 1 << 10;
-
-/// The order of [`Gprs::NAMES`], in the kernel's context of a signal.
-const REGISTERS: [c_int; 15] = [
-    libc::REG_RAX,
-    libc::REG_RBX,
-    libc::REG_RCX,
-    libc::REG_RDX,
-    libc::REG_RSI,
-    libc::REG_RDI,
-    libc::REG_RBP,
-    libc::REG_R8,
-    libc::REG_R9,
-    libc::REG_R10,
-    libc::REG_R11,
-    libc::REG_R12,
-    libc::REG_R13,
-    libc::REG_R14,
-    libc::REG_R15,
-];
 
 /// An access as the hardware saw it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,7 +79,7 @@ impl Hardware {
         let (insn, len) = IoInsn::decode(code).expect("an access is at RIP");
         let mut gprs = Gprs::default();
         let mut words = gprs.to_words();
-        words.iter_mut().zip(REGISTERS).for_each(|(word, at)| *word = registers[at as usize] as u64);
+        words.iter_mut().zip(GREGS).for_each(|(word, at)| *word = registers[at] as u64);
         words[15] = registers[libc::REG_EFL as usize] as u64 & Gprs::STATUS_FLAGS;
         gprs = Gprs::from_words(words);
         let (width, direction) = (insn.width.bytes(), insn.direction);
@@ -123,7 +105,7 @@ impl Hardware {
         if let Some(firmware) = self.firmware {
             firmware(&mut gprs);
         }
-        gprs.to_words().into_iter().zip(REGISTERS).for_each(|(word, at)| registers[at as usize] = word as i64);
+        gprs.to_words().into_iter().take(15).zip(GREGS).for_each(|(word, at)| registers[at] = word as i64);
         let flags = &mut registers[libc::REG_EFL as usize];
         *flags = *flags & !(Gprs::STATUS_FLAGS as i64) | (gprs.rflags & Gprs::STATUS_FLAGS) as i64;
         registers[libc::REG_RIP as usize] += len as i64;

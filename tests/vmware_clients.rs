@@ -3,6 +3,8 @@
 //! crate `vmw_backdoor`, unmodified, runs its own instructions (`vmware_clients/vmw_backdoor_crate.rs`).
 #![cfg(feature = "std")]
 
+mod common;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

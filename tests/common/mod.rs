@@ -6,6 +6,8 @@ pub mod alias;
 #[cfg(target_os = "linux")]
 pub mod child;
 pub mod files;
+#[cfg(target_os = "linux")]
+pub mod gregs;
 pub mod host;
 pub mod modes;
 pub mod slots;

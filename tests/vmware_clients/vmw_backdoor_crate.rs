@@ -11,27 +11,8 @@ use ioemul::guest_rpc::GuestRpcStep;
 use ioemul::{Direction, IoEmulator, IoInsn, PortAccess, PortDevice, SoftwareBus};
 use vmw_backdoor::{BackdoorGuard, VmwError};
 
+use super::common::gregs::GREGS;
 use super::*;
-
-/// The registers of a context, in the order of [`Gprs::NAMES`].
-const CONTEXT: [c_int; 16] = [
-    libc::REG_RAX,
-    libc::REG_RBX,
-    libc::REG_RCX,
-    libc::REG_RDX,
-    libc::REG_RSI,
-    libc::REG_RDI,
-    libc::REG_RBP,
-    libc::REG_R8,
-    libc::REG_R9,
-    libc::REG_R10,
-    libc::REG_R11,
-    libc::REG_R12,
-    libc::REG_R13,
-    libc::REG_R14,
-    libc::REG_R15,
-    libc::REG_EFL,
-];
 
 thread_local! {
     /// The machine that this thread's accesses reach.
@@ -42,7 +23,7 @@ thread_local! {
 extern "C" fn serve(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel's argument. The signal is synchronous, out of the crate's assembler code: nothing is interrupted.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-    let words = CONTEXT.map(|register| registers[register as usize] as u64);
+    let words = GREGS.map(|register| registers[register] as u64);
     // SAFETY: RIP is at an instruction, and behind the crate's there is more code.
     let code = unsafe { (registers[libc::REG_RIP as usize] as *const [u8; 4]).read_unaligned() };
     let mut gprs = Gprs::from_words(words);
@@ -51,8 +32,8 @@ extern "C" fn serve(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
         unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
         return;
     };
-    for (register, word) in CONTEXT.into_iter().zip(gprs.to_words()) {
-        registers[register as usize] = word as i64;
+    for (register, word) in GREGS.into_iter().zip(gprs.to_words()) {
+        registers[register] = word as i64;
     }
     registers[libc::REG_RIP as usize] += len as i64;
 }
