@@ -103,6 +103,15 @@ fn an_audit_of_the_object() {
         }
         let text = object.section_by_name(".text").unwrap();
         let code = text.data().unwrap();
+        // For stack traces: from the first stub on, every byte has a name.
+        let named = object.symbols().filter(|symbol| symbol.kind() == object::SymbolKind::Text && !symbol.is_global());
+        let mut named: Vec<_> = named.map(|symbol| (symbol.address(), symbol.size())).collect();
+        named.sort_unstable();
+        let ends = named.iter().skip(1).map(|symbol| symbol.0).chain([code.len() as u64]);
+        assert!(
+            named.len() >= 24 + 12 && named.iter().zip(ends).all(|((at, size), end)| (*size + 15 + at) & !15 == end),
+            "{name}"
+        );
         let endbr64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
         let entries = code.windows(4).enumerate().filter(|(_, bytes)| *bytes == endbr64).map(|(at, _)| at);
         let entries: Vec<_> = entries.collect();

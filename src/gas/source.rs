@@ -94,15 +94,18 @@ impl Writer<'_> {
         self.lines(f, first.at, first.len)?;
         writeln!(f, "\t.balign 16, 0xcc")?;
         writeln!(f, "\t.endm")?;
+        let mut group: Option<&Part> = None;
         for part in plain() {
             let SymbolName::Stub(insn) = part.name else { continue };
             if !matches!(insn.operand, PortOperand::Imm8(1..)) {
+                group.map_or(Ok(()), |group| self.size(f, group))?;
                 writeln!(f, "\n{}:", self.label(part))?;
+                group = Some(part);
             }
             let [first, opcode, last] = insn.encode_padded();
             writeln!(f, "\t{prefix}_stub {first:#04x}, {opcode:#04x}, {last:#04x}\t/* {insn} */")?;
         }
-        Ok(())
+        group.map_or(Ok(()), |group| self.size(f, group))
     }
 
     fn tail(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
