@@ -38,6 +38,11 @@ pub struct HostTable<'q> {
     strings: bool,
 }
 
+/// Text of others within a comment.
+fn in_comment(text: &str) -> String {
+    text.replace("*/", "* /")
+}
+
 /// Where the return thunk is while the table is emitted: nowhere near it, so that a jump to it cannot be taken for another.
 const THUNK: u64 = 0x4000_0000;
 

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use ioemul::gas::{HostTable, HostTableError};
-use ioemul::{CodeTable, EmitOptions, IoInsn, Quirk, RegisterFile, Ring, StubLayout, SymbolName, Width};
+use ioemul::{
+    CodeTable, DmiMatch, EmitOptions, IoInsn, Quirk, RegisterFile, Ring, Step, StubLayout, SymbolName, Trigger, Width,
+};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget};
 
 /// A directory of this test's own.
@@ -259,6 +261,43 @@ fn quirks_are_told_by_machine_form_port_and_rax() {
     );
 }
 
+/// Options that have an assembler put something between instructions, and a macro of the host's that is empty: the bytes are the
+/// same, or there is an error.
+#[test]
+fn options_of_the_assembler_change_nothing_without_a_word() {
+    let assemble = |name: &str, source: &str, flags: &[&str]| {
+        let directory = scratch(name);
+        let (text, object) = (directory.join("table.S"), directory.join("table.o"));
+        fs::write(&text, source).unwrap();
+        let cc = Command::new("cc").args(flags).arg("-c").arg(&text).arg("-o").arg(&object).output().unwrap();
+        let bytes = cc.status.success().then(|| fs::read(object).unwrap());
+        bytes.map(|bytes| {
+            object::File::parse(&*bytes).unwrap().section_by_name(".text").unwrap().data().unwrap().to_vec()
+        })
+    };
+    for &layout in StubLayout::ALL {
+        let options = EmitOptions::new().layout(layout).registers(RegisterFile::PT_REGS).quirks(QUIRKS).endbr64(true);
+        let source = HostTable::new(&options).unwrap().return_thunk("a_thunk").unwrap().source().to_string();
+        let name = format!("flags-{layout:?}");
+        let plain = assemble(&name, &source, &[]).unwrap();
+        for flags in [
+            &["-Wa,-mbranches-within-32B-boundaries"][..],
+            &[
+                "-Wa,-malign-branch-boundary=32",
+                "-Wa,-malign-branch=jcc+jmp+call+ret+indirect",
+                "-Wa,-malign-branch-prefix-size=5",
+            ],
+            &["-Wa,-mlfence-before-ret=or"],
+        ] {
+            assert_eq!(assemble(&name, &source, flags).as_ref(), Some(&plain), "{layout:?}, {flags:?}");
+        }
+        assert_eq!(assemble(&name, &source, &["-Wa,-mlfence-after-load=yes"]), None, "{layout:?}");
+        assert_eq!(assemble(&name, &format!("#define IOEMUL_ENDBR64\n{source}"), &[]), None, "{layout:?}");
+        let four = format!("#define IOEMUL_ENDBR64 endbr64\n{source}");
+        assert_eq!(assemble(&name, &four, &[]), Some(plain), "{layout:?}");
+    }
+}
+
 #[test]
 fn names_are_names() {
     let table = || HostTable::new(&EmitOptions::new()).unwrap();
@@ -269,6 +308,20 @@ fn names_are_names() {
         assert!(matches!(result, Err(HostTableError::Name { .. })));
     }
     assert!(table().section(".text.entry-1").is_ok());
+    // Names and texts that look like the template's own.
+    let trigger = Trigger::out(Width::Byte, 0xb2);
+    const STEPS: &[Step] = &[Step::Access];
+    static PLATFORM: DmiMatch = DmiMatch::new().product_name(&["prefix PREFIX */ \"x\""]);
+    let quirk = [Quirk::from_steps("PREFIX */ prefix", trigger, STEPS).on_platform(&PLATFORM)];
+    let table = HostTable::new(&EmitOptions::new().quirks(&quirk)).unwrap();
+    let table = table.prefix("my_prefix").unwrap().return_thunk("my_prefix_thunk").unwrap();
+    let header = table.header().to_string();
+    assert!(
+        header.contains("return thunk my_prefix_thunk\n") && header.contains("/* out dx, al: PREFIX * / prefix */")
+    );
+    assert!(header.contains("{ 0, MY_PREFIX_DMI_PRODUCT_NAME, \"prefix PREFIX */ \\\"x\\\"\" }"), "{header}");
+    assert!(header.contains("#define MY_PREFIX_QUIRK_0 (1u << 0)") && !header.contains('@'));
+    assembled("names", &table.source().to_string());
 }
 
 #[test]

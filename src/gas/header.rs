@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::HostTable;
 use super::parts::Parts;
+use super::{HostTable, in_comment};
 use crate::{Direction, Gprs, IoInsn, PortAccess, Quirk, SymbolName, Width};
 
 pub(super) struct Header<'t>(pub &'t HostTable<'t>);
@@ -30,9 +30,11 @@ impl Header<'_> {
         let io = parts.faults.range(word..next).next().map_or(0, |(at, _)| at - word);
         let plain_pad = parts.faults.range(word..next).next().map_or(0, |(_, pad)| *pad);
         let [string, next_string] = [0, 1].map(|n| IoInsn::strings().nth(n).map_or(0, |insn| parts.stub(insn)));
-        template
+        // First, while all text is the template's own.
+        let named = |text: String| text.replace("PREFIX", &prefix.to_uppercase()).replace("prefix", prefix);
+        named(template.to_owned())
             .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
-            .replace("@OPTIONS@", &self.0.description(" * "))
+            .replace("@OPTIONS@", &in_comment(&self.0.description(" * ")))
             .replace("@SIZE@", &size.to_string())
             .replace("@FIRST@", &parts.placed(first).to_string())
             .replace("@STRIDE@", &(word - first).to_string())
@@ -41,14 +43,12 @@ impl Header<'_> {
             .replace("@IO@", &io.to_string())
             .replace("@PLAIN_PAD@", &plain_pad.to_string())
             .replace("@FORMS@", &IoInsn::COUNT.to_string())
-            .replace("@REGISTERS@", &self.registers())
-            .replace("@ASSERTIONS@", &self.assertions())
+            .replace("@REGISTERS@", &named(self.registers()))
+            .replace("@ASSERTIONS@", &named(self.assertions()))
             .replace("@FAULTS@", &faults(parts, first))
             .replace("@QUIRK_STUBS@", &self.quirk_stubs(parts))
             .replace("@DMI@", &self.dmi())
             .replace("@QUIRK_NAMES@", &self.quirk_names())
-            .replace("PREFIX", &prefix.to_uppercase())
-            .replace("prefix", prefix)
     }
 
     fn registers(&self) -> String {
@@ -61,9 +61,10 @@ impl Header<'_> {
     fn assertions(&self) -> String {
         let file = &self.0.options.registers;
         let names = Gprs::NAMES.iter().take(15 + usize::from(file.rflags().is_some()));
-        let parameters: Vec<_> = names.clone().copied().collect();
-        let checks: Vec<_> =
-            names.map(|name| format!("    PREFIX_ASSERT_WORD(type, {name}, PREFIX_{})", name.to_uppercase())).collect();
+        let parameters: Vec<_> = names.clone().map(|name| format!("at_{name}")).collect();
+        let check =
+            |name: &&str| format!("    PREFIX_ASSERT_WORD(type, {name}, at_{name}, PREFIX_{})", name.to_uppercase());
+        let checks: Vec<_> = names.map(check).collect();
         format!("#define PREFIX_ASSERT_REGISTERS(type, {}) \\\n{}", parameters.join(", "), checks.join("; \\\n"))
     }
 
@@ -75,14 +76,15 @@ impl Header<'_> {
             let trigger = quirk.trigger();
             let accesses: Vec<_> = quirk.accesses(insn).map(access).collect();
             lines += &format!(
-                "    {{ {}, {:#06x}, {number}, {}, {:#x}, {:#x}, {}, {{ {} }} }}, /* {insn}: {name} */\n",
+                "    {{ {}, {:#06x}, {number}, {}, {:#x}, {:#x}, {}, {{ {} }} }}, /* {insn}: {} */\n",
                 insn.index(),
                 trigger.port,
                 accesses.len(),
                 trigger.mask,
                 trigger.value,
                 parts.placed(part.at),
-                accesses.join(", ")
+                accesses.join(", "),
+                in_comment(name)
             );
         }
         lines
@@ -102,7 +104,8 @@ impl Header<'_> {
             for (field, fragments) in DMI_FIELDS.iter().zip(fields) {
                 for fragment in fragments {
                     lines += &format!(
-                        "    {{ {number}, PREFIX_DMI_{}, \"{}\" }},\n",
+                        "    {{ {number}, {}_DMI_{}, \"{}\" }},\n",
+                        self.0.prefix.to_uppercase(),
                         field.to_uppercase(),
                         escaped(fragment)
                     );
@@ -113,8 +116,16 @@ impl Header<'_> {
     }
 
     fn quirk_names(&self) -> String {
-        let quirks = self.0.options.quirks.iter().enumerate();
-        quirks.map(|(number, quirk)| format!("#define PREFIX_QUIRK_{number} \"{}\"\n", escaped(quirk.name()))).collect()
+        let prefix = self.0.prefix.to_uppercase();
+        let quirk = |(number, quirk): (usize, &Quirk)| {
+            let name = quirk.name();
+            format!(
+                "#define {prefix}_QUIRK_{number} (1u << {number}) /* {} */\n#define {prefix}_QUIRK_{number}_NAME \"{}\"\n",
+                in_comment(name),
+                escaped(name)
+            )
+        };
+        self.0.options.quirks.iter().enumerate().map(quirk).collect()
     }
 }
 

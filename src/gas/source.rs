@@ -9,7 +9,7 @@ use iced_x86::{
 };
 
 use super::parts::{Part, Parts};
-use super::{HostTable, THUNK};
+use super::{HostTable, THUNK, in_comment};
 use crate::{Direction, IoInsn, PortOperand, SymbolName, Width};
 
 pub(super) struct Source<'t>(pub &'t HostTable<'t>);
@@ -39,7 +39,7 @@ impl Writer<'_> {
             f,
             "/* Stubs for port I/O with a guest's registers in view. Made by ioemul {version}: do not edit.\n *"
         )?;
-        write!(f, "{}", self.parts.host.description(" * "))?;
+        write!(f, "{}", in_comment(&self.parts.host.description(" * ")))?;
         writeln!(f, " *\n * Position-independent, text only. SPDX-License-Identifier: MIT OR Apache-2.0")?;
         writeln!(f, " *\n * A file that defines these, and includes this one, is assembled in its place:")?;
         writeln!(
@@ -76,7 +76,7 @@ impl Writer<'_> {
                 SymbolName::Quirk { name, insn } => format!("{insn}: {name}"),
                 _ => continue,
             };
-            writeln!(f, "\n{}:\t/* {what} */", self.label(part))?;
+            writeln!(f, "\n{}:\t/* {} */", self.label(part), in_comment(&what))?;
             self.lines(f, part.at, part.len)?;
             self.size(f, part)?;
             self.padding(f, part.at + part.len)?;
@@ -112,6 +112,17 @@ impl Writer<'_> {
         let prefix = &self.parts.host.prefix;
         writeln!(f, "\n\t.type {prefix}_table, @function")?;
         writeln!(f, "\t.size {prefix}_table, . - {prefix}_table")?;
+        // An assembler that is told to put something of its own between instructions moves what the header says where it is.
+        // A comparison that holds is -1 there, and `.org` backwards an error; each has a byte to go back over.
+        let places = [
+            (format!(".L{prefix}_end"), self.parts.placed(self.code.len())),
+            (format!("{prefix}_in_al_dx"), self.parts.placed(self.parts.plain(0))),
+        ];
+        writeln!(f, ".L{prefix}_end:\n\t.pushsection .discard.{prefix}, \"\", @progbits")?;
+        for (label, at) in places {
+            writeln!(f, "\t.byte 0\n\t.org . + (({label} - {prefix}_table) != {at})")?;
+        }
+        writeln!(f, "\t.popsection")?;
         writeln!(f, "\t.section .note.GNU-stack, \"\", @progbits")
     }
 
@@ -166,7 +177,8 @@ impl Writer<'_> {
                 writeln!(f, "#ifdef {extable}\n77:\t{extable}(77b, {})\n#endif", self.parts.pads[pad])?;
             }
             if text == "endbr64" {
-                writeln!(f, "\t{}_ENDBR64", self.parts.host.prefix.to_uppercase())?;
+                let name = format!("{}_ENDBR64", self.parts.host.prefix.to_uppercase());
+                writeln!(f, "78:\t{name}\n\t.if . - 78b - 4\n\t.error \"{name} is not four bytes\"\n\t.endif")?;
                 continue;
             }
             if in_macro && self.is_io(insn) {
@@ -178,10 +190,15 @@ impl Writer<'_> {
                     writeln!(f, "\t{extable}(77b + 1, {pad})\n\t.endif\n#endif")?;
                 }
                 access_seen = true;
-            } else if is_branch(insn) && insn.len() > 2 && !self.is_only_form(insn) {
+            } else if is_branch(insn) {
                 let target = text.split_ascii_whitespace().last().unwrap_or_default();
-                let opcode = listed(&bytes[..bytes.len() - 4]);
-                writeln!(f, "\t.byte {opcode}\t/* {text} */\n\t.long {target} - . - 4")?;
+                match bytes {
+                    [opcode, _] => writeln!(f, "\t.byte {opcode:#04x}, {target} - . - 1\t/* {text} */")?,
+                    _ => {
+                        let opcode = listed(&bytes[..bytes.len() - 4]);
+                        writeln!(f, "\t.byte {opcode}\t/* {text} */\n\t.long {target} - . - 4")?;
+                    }
+                }
             } else if is_chosen(insn) {
                 writeln!(f, "\t{text}")?;
             } else {
@@ -189,11 +206,6 @@ impl Writer<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Whether a near branch has no short form that an assembler might choose: a call, or a jump out of the object.
-    fn is_only_form(&self, insn: &Instruction) -> bool {
-        insn.code() == Code::Call_rel32_64 || insn.near_branch_target() == THUNK
     }
 
     /// Everything outside a part that its instructions can name.
@@ -252,11 +264,13 @@ fn listed(bytes: &[u8]) -> String {
     bytes.join(", ")
 }
 
-/// Whether an assembler, given the text, chooses these bytes: it has an order of its own for the prefixes of INS, OUTS and
-/// no-ops, and takes an immediate byte where 32 bits would do.
+/// Whether an assembler, given the text, chooses these bytes, whatever its options are: it has an order of its own for the
+/// prefixes of INS, OUTS and no-ops, takes an immediate byte where 32 bits would do, and may put something in front of RET (as
+/// in front of all branches, which are bytes therefore).
 fn is_chosen(insn: &Instruction) -> bool {
-    use iced_x86::Mnemonic::{Add, And, Cmp, Insb, Insd, Insw, Nop, Or, Outsb, Outsd, Outsw, Sub, Xor};
+    use iced_x86::Mnemonic::{Add, And, Cmp, Insb, Insd, Insw, Nop, Or, Outsb, Outsd, Outsw, Ret, Sub, Xor};
     match insn.mnemonic() {
+        Ret => false,
         Insb | Insw | Insd | Outsb | Outsw | Outsd | Nop => insn.len() == 1,
         Add | And | Cmp | Or | Sub | Xor => (0..insn.op_count()).all(|op| match insn.op_kind(op) {
             OpKind::Immediate32 | OpKind::Immediate32to64 => i8::try_from(insn.immediate(op) as i32).is_err(),

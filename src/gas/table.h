@@ -48,20 +48,27 @@ typedef unsigned long (*prefix_stub_fn)(void *registers);
 /* Where the structure has each register: bytes from its start. */
 @REGISTERS@
 /* Fails to compile where a member of the host's structure is not where the stubs look for it, or has not 64 bits. At file
- * scope: PREFIX_ASSERT_REGISTERS(struct cpu_user_regs, rax, rbx, ...); the members are named in this order. */
-#define PREFIX_ASSERT_WORD(type, member, offset) \
-    typedef char prefix_assert_##member[ \
-        __builtin_offsetof(type, member) == (offset) && sizeof(((type *)0)->member) == 8 ? 1 : -1] __attribute__((__unused__))
+ * scope: PREFIX_ASSERT_REGISTERS(struct cpu_user_regs, rax, rbx, ...); the members in the order of the definitions above, each as
+ * after a dot (`regs.ax`, `regs[3]`). Not for negative offsets. */
+#define PREFIX_ASSERT_WORD(type, name, member, offset) \
+    extern char prefix_assert_##name[__builtin_offsetof(type, member) == (offset) \
+        && sizeof(((type *)0)->member) == 8 ? 1 : -1] __attribute__((__unused__))
 @ASSERTIONS@
 
 typedef char prefix_assert_lp64[sizeof(unsigned long) == 8 ? 1 : -1] __attribute__((__unused__));
 
-/* The index of a form: its opcode (E4 to E7, EC to EF), the width in bytes (1, 2, 4) and the immediate byte, if it has one. */
+/* Direction and width: 0 to 5 for INB, INW, IND, OUTB, OUTW, OUTD. The opcode says whether it is a byte; `bytes`, the operand size,
+ * tells 2 from 4, and 8 (REX.W) counts as 4. */
+PREFIX_INLINE unsigned int prefix_kind(unsigned char opcode, unsigned int bytes)
+{
+    return (opcode & 2 ? 3u : 0u) + (opcode & 1 ? (bytes == 2 ? 1u : 2u) : 0u);
+}
+
+/* The index of a form, below PREFIX_FORMS: its opcode (E4 to E7, EC to EF; nothing else), the operand size in bytes and the immediate
+ * byte, if it has one. */
 PREFIX_INLINE unsigned int prefix_index(unsigned char opcode, unsigned int bytes, unsigned char immediate)
 {
-    unsigned int kind = (opcode & 2 ? 3 : 0) + (bytes >> 1);
-
-    return opcode & 8 ? kind : 6 + kind * 256 + immediate;
+    return opcode & 8 ? prefix_kind(opcode, bytes) : 6 + prefix_kind(opcode, bytes) * 256 + immediate;
 }
 
 /* The plain stub of a form, whatever the quirks say. */
@@ -75,7 +82,7 @@ PREFIX_INLINE prefix_stub_fn prefix_plain(unsigned int index)
  * of the structure is not looked at: data goes upwards. */
 PREFIX_INLINE prefix_stub_fn prefix_string(unsigned char opcode, unsigned int bytes, int rep, int address_32)
 {
-    unsigned int index = (rep ? 6 : 0) + (address_32 ? 12 : 0) + (opcode & 2 ? 3 : 0) + (bytes >> 1);
+    unsigned int index = (rep ? 6u : 0u) + (address_32 ? 12u : 0u) + prefix_kind(opcode, bytes);
 
     return (prefix_stub_fn)(unsigned long)(prefix_table + PREFIX_STRING_FIRST + (unsigned long)index * PREFIX_STRING_STRIDE);
 }
@@ -138,8 +145,8 @@ PREFIX_INLINE int prefix_contains(const char *string, const char *fragment)
     return 0;
 }
 
-/* The quirks of a machine with these strings (0 where there is none), as bits: to be asked once, and kept. A quirk that names
- * no machine is not among them: set its bit where it is wanted. */
+/* The quirks of a machine with these strings (0 where there is none), as bits (PREFIX_QUIRK_0 ...): to be asked once, and kept. A quirk
+ * that names no machine is not among them: set its bit where it is wanted. Of several that take an access, the first counts. */
 PREFIX_INLINE unsigned int prefix_quirks_here(const char *const strings[PREFIX_DMI_FIELDS])
 {
     unsigned int asked = 0, lacking = 0, at = 0;

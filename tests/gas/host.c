@@ -117,6 +117,14 @@ int main(void)
             }
         }
     }
+    /* Whatever the operand size is said to be, the direction stays, and the table is not left: REX.W says 8. */
+    for (opcode = 0xe4; opcode <= 0xef; opcode++)
+        for (n = 0; n < 300; n++) {
+            unsigned int index = ioemul_index((unsigned char)opcode, n, 0xff), kind = index < 6 ? index : (index - 6) / 256;
+
+            misplaced += index >= IOEMUL_FORMS || (kind >= 3) != !!(opcode & 2) || (index < 6) != !!(opcode & 8);
+            misplaced += (kind % 3 > 0) != (opcode & 1);
+        }
     printf("forms %lu faults %lu misplaced %lu\n", good, faults, misplaced);
 
     printf("quirks here %x %x %x\n", ioemul_quirks_here(PROLIANT), ioemul_quirks_here(OTHER), ioemul_quirks_here(NEITHER));
