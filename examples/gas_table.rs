@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! cargo run --features gas --example gas_table -- --registers pt_regs --endbr64 --int3 \
-//!     --return-thunk __x86_return_thunk --quirk "HP ProLiant SMM port" --out DIRECTORY
+//!     --quirk "HP ProLiant SMM port" --out DIRECTORY
 //! ```
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use ioemul::gas::HostTable;
@@ -53,8 +54,17 @@ struct Arguments {
     out: PathBuf,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let names = || Quirk::ALL.iter().map(Quirk::name).collect::<Vec<_>>().join("\n  ");
     if arguments.quirk.iter().any(|name| name == "list") {
         println!("  {}", names());
@@ -72,9 +82,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ring(if arguments.ring3 { Ring::Three } else { Ring::Zero })
         .quirks(&quirks);
     let table = HostTable::new(&options)?.prefix(&*arguments.prefix)?;
-    let table = table.section(arguments.section)?.strings(!arguments.no_strings);
-    let table = match arguments.return_thunk {
-        Some(symbol) => table.return_thunk(symbol)?,
+    let table = table.section(&*arguments.section)?.strings(!arguments.no_strings);
+    let table = match &arguments.return_thunk {
+        Some(symbol) => table.return_thunk(&**symbol)?,
         None => table,
     };
     let path = |extension| arguments.out.join(format!("{}_table.{extension}", arguments.prefix));

@@ -54,7 +54,7 @@ pub enum HostTableError {
     #[error(transparent)]
     Emit(#[from] EmitError),
     /// A name that C or the assembler would read as something else.
-    #[error("{name:?} is no {what}: letters, digits and underscores{}", if *what == "section" { ", dots and hyphens" } else { ", and no digit first" })]
+    #[error("{name:?} is no {what}: one or more letters, digits and underscores{}", if *what == "section" { ", dots and hyphens" } else { ", and no digit first" })]
     Name {
         /// Prefix, section or symbol.
         what: &'static str,

@@ -302,7 +302,10 @@ fn options_of_the_assembler_change_nothing_without_a_word() {
 fn names_are_names() {
     let table = || HostTable::new(&EmitOptions::new()).unwrap();
     let error = table().prefix("my-table").unwrap_err();
-    assert_eq!(error.to_string(), "\"my-table\" is no prefix: letters, digits and underscores, and no digit first");
+    assert_eq!(
+        error.to_string(),
+        "\"my-table\" is no prefix: one or more letters, digits and underscores, and no digit first"
+    );
     for result in [table().prefix("1"), table().prefix(""), table().return_thunk("a b"), table().section(".text,\"w\"")]
     {
         assert!(matches!(result, Err(HostTableError::Name { .. })));

@@ -16,7 +16,8 @@
  *
  * STRUCTURES begin with their size, which you set: sizeof the structure. A program that was built with an older header
  * passes a shorter one, in which what is missing counts as 0; one that was built with a newer header passes a longer one,
- * in which what this library does not know has to be 0 (in a result it becomes 0). Five have no size, and never change:
+ * in which what this library does not know has to be 0 (in a result it becomes 0, but for
+ * ioemul_table and ioemul_helpers, whose rest is left alone). Five have no size, and never change:
  * ioemul_quirk, ioemul_access and ioemul_fault, which are elements of arrays; ioemul_string, a part of ioemul_dmi; and
  * ioemul_gprs, which is what stubs work on.
  *
@@ -229,7 +230,7 @@ enum ioemul_layout {
     IOEMUL_CALL_RET = 0, /* 36 bytes, and helpers */
     IOEMUL_ROP = 1,      /* 9 bytes, for measurements: mispredicted returns; #CP where a shadow stack is active */
     IOEMUL_COMPACT = 2,  /* 13 bytes, and helpers */
-    IOEMUL_INLINE = 3    /* about 200 bytes, and no helper */
+    IOEMUL_INLINE = 3    /* about 200 bytes; calls no helper, but the landing pads are among them */
 };
 
 #define IOEMUL_ENDBR64 1u /* each stub starts with ENDBR64, for indirect-branch tracking */

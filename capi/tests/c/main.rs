@@ -56,6 +56,18 @@ fn all_forms(name: &str, flags: &[String]) {
 }
 
 #[test]
+fn pkg_config_has_one_version_and_the_place() {
+    assert_eq!(pkg_config(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
+    assert_eq!(pkg_config(&["--variable=prefix"]), [prefix().display().to_string()]);
+    // What cannot be a prefix is refused before anything is installed.
+    for prefix in ["relative", "/a b"] {
+        let make =
+            Command::new("make").args(["-n", "-C", PACKAGE, "install", &format!("PREFIX={prefix}")]).output().unwrap();
+        assert!(!make.status.success() && String::from_utf8_lossy(&make.stderr).contains("PREFIX is"), "{prefix}");
+    }
+}
+
+#[test]
 fn all_forms_run_and_fault_with_the_shared_library() {
     all_forms("all_forms_shared", &pkg_config(&["--libs"]));
     let needed = run(Command::new("readelf").arg("-d").arg(prefix().join("all_forms_shared")));

@@ -45,7 +45,7 @@ pub fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-fn on_path(program: &str) -> bool {
+pub fn on_path(program: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|directory| directory.join(program).is_file()))
 }
 

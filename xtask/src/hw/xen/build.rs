@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::patch;
 use super::table::{self, Table};
@@ -85,6 +85,14 @@ fn fetch(directory: &Path) -> Result<String> {
     if let Ok(version) = fs::read_to_string(&stamp) {
         return Ok(version);
     }
+    ensure!(
+        host::on_path("apt-get"),
+        "Xen's source comes by apt-get: this takes Debian, or Ubuntu with debian-archive-keyring"
+    );
+    // What an attempt has left, or an older Xen.
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
     let lists = directory.join("lists");
     fs::create_dir_all(lists.join("partial"))?;
     let sources = directory.join("sources.list");
@@ -134,7 +142,9 @@ impl Tree {
             let kept = self.directory.join("originals").join(path);
             if !kept.exists() {
                 fs::create_dir_all(kept.parent().context("it is in a directory")?)?;
-                fs::copy(self.xen.join(path), &kept).with_context(|| format!("Xen has no {path}"))?;
+                let copy = kept.with_extension("copy"); // a copy that was interrupted is none
+                fs::copy(self.xen.join(path), &copy).with_context(|| format!("Xen has no {path}"))?;
+                fs::rename(copy, &kept)?;
             }
             Ok((path, fs::read_to_string(kept)?))
         };
@@ -159,7 +169,9 @@ impl Tree {
     /// Builds Xen with these files, unless that has been done; returns the hypervisor.
     fn build(&self, name: &str, files: &Files) -> Result<PathBuf> {
         let (image, stamp) = (self.directory.join(format!("xen-{name}")), self.directory.join(format!("{name}.stamp")));
-        let wanted = files.iter().fold(CONFIGURATION.to_owned(), |all, (path, text)| all + "\n" + path + "\n" + text);
+        // Another compiler makes another Xen, and its instructions are counted.
+        let base = host::run(Command::new("gcc").arg("--version"))? + CONFIGURATION;
+        let wanted = files.iter().fold(base, |all, (path, text)| all + "\n" + path + "\n" + text);
         if image.exists() && fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
             return Ok(image);
         }

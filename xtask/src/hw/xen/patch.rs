@@ -1,7 +1,7 @@
 //! Puts our table in the place of Xen's own stub.
 //!
 //! Xen is under the GPL: none of its code, and none of its comments, is in this repository. This program is ours. It finds
-//! what it replaces in the source that Debian distributes, by the *names* of functions, types and variables alone, and puts
+//! what it replaces in the source that Debian distributes, by the *names* of functions, types and variables (and by one call) alone, and puts
 //! code of ours there. A name that is not found, or found too often, is an error: then Xen has changed.
 
 use std::ops::Range;
@@ -15,7 +15,8 @@ pub const QUIRKS: &str = "arch/x86/ioport_emulate.c";
 pub const MAKEFILE: &str = "arch/x86/pv/Makefile";
 
 /// What stands in the place of 90 lines that write a stub for each access: a look-up in a table that is never written.
-/// Bit 0 of the quirks is ProLiant's, the only one of the table; whether the machine is one, Xen's own list says.
+/// Bit 0 of the quirks is ProLiant's, the only one of the table; whether the machine is one, Xen's own list says. All of its
+/// accesses are at the port that Xen has permitted already; of other quirks, `ioemul_accesses` would have to be asked.
 const SETUP: &str = "\
 IOEMUL_ASSERT_REGISTERS(struct cpu_user_regs, rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rflags);
 
