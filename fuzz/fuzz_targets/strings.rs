@@ -200,11 +200,13 @@ fn check(insn: IoInsn, given: &Gprs, gprs: &Gprs, memory: &[u8], len: usize, res
         (Ok(_), _) => {}
     }
     if let PortOperand::String { rep, address, .. } = operand {
-        // Pointer and count say the same, in whole elements, whatever a device said.
-        let moved = match direction {
-            Direction::In => gprs.rdi.wrapping_sub(given.rdi) & address.mask(),
-            Direction::Out => gprs.rsi.wrapping_sub(given.rsi) & address.mask(),
+        // Pointer and count say the same, in whole elements, whatever a device said; with DF set the pointer goes down.
+        const DF: u64 = 1 << 10;
+        let up = match direction {
+            Direction::In => gprs.rdi.wrapping_sub(given.rdi),
+            Direction::Out => gprs.rsi.wrapping_sub(given.rsi),
         };
+        let moved = if given.rflags & DF != 0 { up.wrapping_neg() } else { up } & address.mask();
         assert!(moved <= len as u64 && moved.is_multiple_of(width.bytes().into()));
         if rep {
             let count = given.rcx.wrapping_sub(gprs.rcx) & address.mask();
