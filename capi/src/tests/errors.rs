@@ -66,6 +66,8 @@ fn each_pointer<const N: usize>(name: &str, sizes: [usize; N], run: impl Fn([*mu
 fn null_and_misaligned_pointers() {
     let (insn, table, helpers) = (size_of::<Insn>(), size_of::<Table>(), size_of::<HelpersRoom>());
     let options = size_of::<Options>();
+    // SAFETY: `each_pointer` passes arenas that are larger than what is asked for, and pointers that are null or misaligned, which
+    // a call looks at and does not follow.
     unsafe {
         each_pointer("decode", [1, insn, 0], |[a, b, c]| ioemul_decode(a.cast(), 1, 64, b.cast(), c.cast()));
         each_pointer("insn_at", [insn], |[a]| ioemul_insn_at(0, a.cast()));
@@ -124,6 +126,7 @@ fn null_results_of_a_table_that_is_there() {
     let (mut table, mut code): (Box<Table>, _) = (empty(size_of::<Table>()), vec![0_u8; 100_000]);
     let (mut helpers, mut len): (Box<HelpersRoom>, _) = (empty(size_of::<HelpersRoom>()), 0);
     let (insn, null) = (Insn::from(IoInsn::all().next().unwrap()), ptr::null_mut::<u64>());
+    // SAFETY: as above.
     unsafe {
         assert_eq!(ioemul_table_emit(&mut *table, code.as_mut_ptr().cast(), code.len(), 0, ptr::null()), 0);
         let helpers_code = code.as_mut_ptr().cast();
@@ -159,6 +162,8 @@ fn what_was_not_emitted_is_an_error() {
     for fill in [0_u8, 0xa5, 0xff] {
         let (mut entry, insn) = (1, Insn::from(IoInsn::all().next().unwrap()));
         let mut table: Box<Table> = empty(size_of::<Table>());
+        // SAFETY: null and misaligned pointers are looked at and not followed; the others are to variables of this test, with their
+        // lengths, or ones that are shorter.
         unsafe {
             ptr::write_bytes(ptr::from_mut(&mut *table).cast::<u8>().add(8), fill, size_of::<Table>() - 8);
             assert_eq!((ioemul_table_entry(&*table, &insn, &mut entry), entry), (NOT_EMITTED, 1));
@@ -167,6 +172,7 @@ fn what_was_not_emitted_is_an_error() {
     // Helpers, whose structure is longer, are no table.
     let (mut helpers, mut code, mut len): (Box<HelpersRoom>, _, _) = (empty(size_of::<HelpersRoom>()), [0_u8; 512], 0);
     let mut resume = 1;
+    // SAFETY: within the table, which is integers; the pointers are to variables of this test.
     unsafe {
         assert_eq!(ioemul_helpers_emit(&mut *helpers, code.as_mut_ptr().cast(), 512, 0, ptr::null(), &mut len), 0);
         let table = ptr::from_ref(&*helpers).cast();
@@ -229,6 +235,7 @@ fn a_table_that_cannot_be_emitted_leaves_everything_as_it_was() {
         let mut table: Box<Table> = empty(size_of::<Table>());
         let mut helpers: Box<HelpersRoom> = empty(size_of::<HelpersRoom>());
         let code_len = code.len();
+        // SAFETY: the pointers are to variables of this test, and the lengths are theirs.
         unsafe {
             let at = code.as_mut_ptr().cast();
             assert_eq!(ioemul_table_emit(&mut *table, at, *len, *va, options), *expected, "case {index}");
@@ -261,12 +268,15 @@ fn bytes_that_are_no_port_access() {
         (&[0xee], 63, VALUE),
     ] {
         let (mut insn, mut length) = (no_insn(), 99);
+        // SAFETY: the pointers are to variables of this test, and the lengths are theirs.
         let status = unsafe { ioemul_decode(code.as_ptr().cast(), code.len(), bits, &mut insn, &mut length) };
         assert_eq!((status, insn, length), (expected, no_insn(), 99), "{code:02x?}");
     }
     let (mut insn, mut length) = (no_insn(), 99);
+    // SAFETY: as above; of a length of 0 nothing is read.
     let nothing = unsafe { ioemul_decode(ptr::null(), 0, 64, &mut insn, &mut length) };
     assert_eq!(nothing, Status::Truncated as c_int);
+    // SAFETY: the pointers are to variables of this test, and the lengths are theirs.
     assert_eq!(unsafe { ioemul_insn_at(1566, &mut insn) }, Status::NotFound as c_int);
 }
 
@@ -290,6 +300,7 @@ fn instructions_that_there_are_not() {
         Insn { port: 1, ..string },
     ] {
         let mut index = 77;
+        // SAFETY: the pointers are to variables of this test, and the lengths are theirs.
         assert_eq!((unsafe { ioemul_insn_index(&bad, &mut index) }, index), (VALUE, 77), "{bad:?}");
     }
 }
@@ -302,6 +313,7 @@ fn arrays_that_are_too_short_are_not_begun() {
     let (mut table, mut code): (Box<Table>, _) = (empty(size_of::<Table>()), vec![0_u8; 100_000]);
     let insn = Insn::from("out 0xb2, al".parse::<IoInsn>().unwrap());
     let (mut faults, mut text) = ([Fault::default(); 4], [0x55_u8; 12]);
+    // SAFETY: the pointers are to variables of this test, and the lengths are theirs.
     unsafe {
         assert_eq!(ioemul_table_emit(&mut *table, code.as_mut_ptr().cast(), 100_000, 0, &*options), 0);
         let (mut accesses, mut count) = ([Access::default(); 2], 1);
@@ -324,6 +336,7 @@ fn arrays_that_are_too_short_are_not_begun() {
 #[test]
 fn a_stub_that_cannot_be_emitted_leaves_the_slot_as_it_was() {
     let (mut helpers, mut code, mut len): (Box<HelpersRoom>, _, _) = (empty(size_of::<HelpersRoom>()), [0_u8; 512], 0);
+    // SAFETY: the pointers are to variables of this test, and the lengths are theirs.
     let status = unsafe { ioemul_helpers_emit(&mut *helpers, code.as_mut_ptr().cast(), 512, 0, ptr::null(), &mut len) };
     assert_eq!(status, 0);
     let decode = |bits, code: &[u8]| Insn::from(IoInsn::decode_in(code_size(bits).unwrap(), code).unwrap().0);
@@ -335,6 +348,7 @@ fn a_stub_that_cannot_be_emitted_leaves_the_slot_as_it_was() {
         (decode(16, &[0xf3, 0x6c]), 64, 0x1000, Status::NoStub as c_int),
     ] {
         let (mut slot, mut length) = ([0x5a_u8; 64], 7);
+        // SAFETY: the pointers are to variables of this test, and the lengths are theirs.
         let status = unsafe { ioemul_stub_emit(slot.as_mut_ptr().cast(), len, va, &insn, &*helpers, &mut length) };
         assert_eq!((status, slot, length), (expected, [0x5a; 64], 7), "{insn:?}");
     }
@@ -356,6 +370,7 @@ unsafe impl Growing for Grown {
 
 #[test]
 fn structures_of_older_and_newer_callers() {
+    // SAFETY: five words, and no size that is believed is longer.
     let read = |words: [u64; 5]| unsafe { pointers::read(words.as_ptr().cast::<Grown>()) };
     let grown = |size, first, second| Ok(Grown { size, first, second });
     assert_eq!(read([15, 1, 2, 3, 4]), Err(Status::Size));
@@ -367,6 +382,7 @@ fn structures_of_older_and_newer_callers() {
 
     let write = |size: u64| {
         let mut words = [size, 9, 9, 9, 9];
+        // SAFETY: as above.
         let place = unsafe { GrowingPlace::new(words.as_mut_ptr().cast::<Grown>()) };
         let written = place.map(|place| place.write(Grown { size: 24, first: 1, second: 2 }));
         (written.is_ok(), words)
@@ -385,6 +401,7 @@ fn a_panic_ends_at_the_border() {
 
 #[test]
 fn each_error_has_a_text_of_its_own() {
+    // SAFETY: a text that ends with 0, for every number.
     let text = |code| unsafe { CStr::from_ptr(ioemul_error_text(code)) }.to_str().unwrap();
     let codes = [-1, 0].into_iter().chain(Status::ALL.iter().map(|status| *status as c_int));
     let texts: std::collections::BTreeSet<&str> = codes.map(text).collect();
