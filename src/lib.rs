@@ -53,6 +53,7 @@ extern crate alloc;
 
 // What a guest did: registers, instruction, access.
 mod access;
+mod fadt;
 mod gprs;
 mod insn;
 #[cfg(feature = "alloc")]
@@ -90,11 +91,15 @@ pub mod gas;
 #[cfg(feature = "std")]
 pub mod guest_rpc;
 #[cfg(feature = "std")]
+mod ioports;
+#[cfg(feature = "std")]
 mod jit;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod privilege;
+#[cfg(all(feature = "std", target_os = "linux"))]
+mod smi_count;
 #[cfg(feature = "std")]
 pub mod trace;
 
@@ -109,6 +114,7 @@ pub mod kernel_guide {}
 struct Readme;
 
 pub use access::PortAccess;
+pub use fadt::{Fadt, FadtError, NoSmiPort};
 pub use gprs::{Excerpt, Gprs, ParseGprsError, ParseRegisterFileError, RegisterFile};
 pub use insn::{
     AddressSize, CodeSize, DecodeError, Direction, IoInsn, ParseInsnError, PortOperand, Segment, StringProgress, Width,
@@ -131,7 +137,9 @@ pub use {
     dmi::DmiIdentity,
     emulator::{IoEmulator, IoEmulatorBuilder},
     error::{AttachError, BuildError, Error},
+    fadt::FadtReadError,
     fault::IoFault,
+    ioports::{IoPortOwners, IoPortOwnersError, PortOwner},
     jit::{Stub, StubTable, StubTableBuilder},
     quirk_table::QuirkTable,
     stub::DynasmSink,
@@ -139,3 +147,5 @@ pub use {
 
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use privilege::{CpuAffinity, IoPermission, IoPrivilegeLevel, PrivilegeError, Refusal};
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub use smi_count::{SmiCounter, SmiCounterError};
