@@ -1,0 +1,111 @@
+//! `exec`: one instruction with the registers that the user gives it.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use ioemul::{AddressSize, Direction, IoInsn, PortOperand};
+
+use crate::args::Exec;
+use crate::context::Context;
+use crate::failure::{Failure, Kind, Result};
+use crate::machine::Machine;
+use crate::plan::Plan;
+use crate::report;
+use crate::values::{self, Expectation, Registers};
+
+/// The most that INS or OUTS may move.
+const LONGEST: u64 = 16 << 20;
+
+pub fn run(context: &Context, arguments: &Exec) -> Result {
+    let (insn, words) = instruction(arguments)?;
+    let gprs = Registers::parse(words, Default::default()).map_err(Failure::usage)?.gprs;
+    let expectations = Expectation::parse_all(&arguments.expect.expect).map_err(Failure::usage)?;
+    let data = match (&arguments.data, insn.is_string()) {
+        (Some(_), false) => return Err(Failure::usage(format!("--data: `{insn}` moves no data to or from memory"))),
+        (None, true) => return Err(Failure::usage(format!("`{insn}` moves data: --data FILE says where it is"))),
+        (Some(file), true) => Some((file, memory(insn, &gprs, file)?)),
+        (None, false) => None,
+    };
+    let title = format!("`{insn}`, port {:#x}", insn.port(&gprs));
+    let asks = insn.direction == Direction::Out;
+    let plan = Plan { asks, ..Plan::new(title, vec![(insn, gprs)]) };
+    let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
+    let access = match data {
+        None => machine.execute(insn, gprs)?,
+        Some((file, memory)) => {
+            let access = machine.execute_string(insn, gprs, memory)?;
+            if insn.direction == Direction::In {
+                save(context, file, &access.data)?;
+            }
+            access
+        }
+    };
+    match context.out.json {
+        true => context.out.object(&report::object(context, &access))?,
+        false => report::registers(context, &plan.title, &access)?,
+    }
+    machine.close()?;
+    report::expect(&expectations, &access.after)
+}
+
+/// The instruction, and the words behind it.
+fn instruction(arguments: &Exec) -> Result<(IoInsn, &[String])> {
+    let Some(hex) = &arguments.hex else {
+        let (text, words) = arguments.words.split_first().ok_or_else(|| Failure::usage("an instruction is missing"))?;
+        let insn = text.to_lowercase().parse().map_err(|error| Failure::usage(format!("{text}: {error}")))?;
+        return Ok((insn, words));
+    };
+    let bytes = values::bytes(hex).map_err(Failure::usage)?;
+    let (insn, len) = IoInsn::decode_in(arguments.mode.into(), &bytes)
+        .map_err(|error| Failure::new(Kind::Usage, format!("{hex}: {error}")))?;
+    if len != bytes.len() {
+        let message = format!("{hex}: `{insn}` has {len} bytes, and there are {}: one instruction is executed", bytes.len());
+        return Err(Failure::usage(message));
+    }
+    Ok((insn, &arguments.words))
+}
+
+/// The memory of a string instruction: what it reads, or room for what it writes.
+fn memory(insn: IoInsn, gprs: &ioemul::Gprs, file: &Path) -> Result<Vec<u8>> {
+    let elements = match insn.operand {
+        PortOperand::String { rep: true, address, .. } => match address {
+            AddressSize::Bits16 => gprs.rcx & 0xffff,
+            AddressSize::Bits32 => gprs.rcx & 0xffff_ffff,
+            AddressSize::Bits64 => gprs.rcx,
+        },
+        _ => 1,
+    };
+    let len = elements.checked_mul(insn.width.bytes().into()).filter(|len| *len <= LONGEST);
+    let len = len.ok_or_else(|| {
+        Failure::usage(format!("`{insn}` would move {elements} elements, and at most 16 MiB are moved: rcx is the count"))
+    })? as usize;
+    if insn.direction == Direction::In {
+        return Ok(vec![0; len]);
+    }
+    let failed = |error| Failure::io(file.display(), &error);
+    let mut data = Vec::new();
+    let limit = LONGEST + 1;
+    match file.as_os_str() == "-" {
+        true => io::stdin().lock().take(limit).read_to_end(&mut data).map_err(failed)?,
+        false => fs::File::open(file).and_then(|file| file.take(limit).read_to_end(&mut data)).map_err(failed)?,
+    };
+    if data.len() != len {
+        let message = format!(
+            "`{insn}` moves {len} bytes with this rcx ({elements} of {}), and {} has {}",
+            insn.width.bytes(),
+            file.display(),
+            data.len()
+        );
+        return Err(Failure::usage(message));
+    }
+    Ok(data)
+}
+
+fn save(context: &Context, file: &Path, data: &[u8]) -> Result {
+    match file.as_os_str() == "-" {
+        true if context.out.json => Ok(()), // they are in the object
+        true => context.out.bytes(data),
+        false => fs::write(file, data).map_err(|error| Failure::io(file.display(), &error)),
+    }
+}

@@ -1,0 +1,247 @@
+//! `smi scan`: an SMI for each code, each in the log before it is raised.
+
+use std::fs::File;
+use std::io::{BufReader, Seek, SeekFrom};
+use std::path::Path;
+
+use ioemul::trace::{PartialTrace, RecordedError, Trace, TraceWriter};
+use ioemul::{Gprs, IoInsn};
+use serde_json::{Value, json};
+
+use crate::args::Scan;
+use crate::commands::smi::Sequence;
+use crate::context::Context;
+use crate::failure::{Failure, Kind, Result};
+use crate::firmware::Firmware;
+use crate::machine::{Access, Machine};
+use crate::output::{self, CHANGED, JSON_VERSION};
+use crate::plan::Plan;
+use crate::values::{self, Registers};
+
+/// What is sent, and what is not.
+struct Course {
+    sequences: Vec<Sequence>,
+    skipped: Vec<(u8, String)>,
+}
+
+/// What has come of it.
+#[derive(Default)]
+struct Tally {
+    sent: usize,
+    answered: Vec<u8>,
+    lost: Vec<u8>,
+}
+
+pub fn run(context: &Context, arguments: &Scan) -> Result {
+    let firmware = context.firmware()?;
+    let course = Course::new(arguments, &firmware).map_err(Failure::usage)?;
+    let mut tally = Tally::default();
+    let earlier = match arguments.resume {
+        true => Some(earlier(&arguments.log)?),
+        false => None,
+    };
+    let done = match &earlier {
+        Some(earlier) => course.done(&arguments.log, earlier, &mut tally)?,
+        None => 0,
+    };
+    let rest = &course.sequences[done..];
+    let plan = Plan {
+        own: (firmware.port..=firmware.port.saturating_add(1)).into(),
+        asks: true,
+        is_scan: true,
+        cpu: Some(0),
+        firmware: Some(firmware.clone()),
+        ..Plan::new(
+            format!("scan of {} SMIs, port {:#x} ({})", rest.len(), firmware.port, firmware.source),
+            rest.iter().flat_map(|smi| [smi.status, smi.command]).collect(),
+        )
+    };
+    let log = || match &earlier {
+        Some(earlier) => resume(&arguments.log, earlier),
+        None => begin(context, &arguments.log, &firmware),
+    };
+    let Some(mut machine) = Machine::open_with_log(context, &plan, Some(&log))? else {
+        return course.print_skipped(context);
+    };
+    if let Some(last) = done.checked_sub(1).and_then(|last| course.sequences.get(last)) {
+        context.out.remark(format_args!("goes on behind code {:#04x}, data {:#04x}", last.code, last.data));
+    }
+    if !context.out.json && !context.out.quiet {
+        context.out.line("code data       time  SMIs  CF     changed")?;
+    }
+    for smi in rest {
+        let (status, command) = smi.raise(&mut machine)?;
+        tally.add(smi.code, &command.before, &command.after);
+        print(context, smi, &status, &command, &firmware)?;
+    }
+    machine.close()?;
+    course.summary(context, arguments, &tally)
+}
+
+impl Course {
+    fn new(arguments: &Scan, firmware: &Firmware) -> std::result::Result<Self, String> {
+        let mut codes = values::byte_set(&arguments.codes).map_err(|why| format!("--codes: {why}"))?;
+        let data = values::byte_set(&arguments.data).map_err(|why| format!("--data: {why}"))?;
+        let mut skipped = Vec::new();
+        if arguments.also_acpi {
+            // The machine is to be left as ACPI has it.
+            let enable = firmware.acpi_enable();
+            codes.retain(|code| Some(*code) != enable);
+            codes.extend(enable);
+        } else {
+            skipped.extend(firmware.reserved.iter().filter(|(code, _)| codes.contains(code)).cloned());
+            codes.retain(|code| firmware.name_of(*code).is_none());
+        }
+        let mut sequences = Vec::new();
+        for code in codes {
+            for &data in &data {
+                let fill = arguments.fill.gprs(u64::from(code) << 8 | u64::from(data));
+                let registers = Registers::parse(&arguments.registers, fill)?;
+                sequences.push(Sequence::new(firmware, code, data, registers, None)?);
+            }
+        }
+        Ok(Self { sequences, skipped })
+    }
+
+    /// How many of the sequences an earlier log has, which must be of the same scan.
+    fn done(&self, file: &Path, earlier: &PartialTrace, tally: &mut Tally) -> Result<usize> {
+        let mut done = 0;
+        let records = earlier.trace.records().iter().enumerate();
+        for (number, record) in records {
+            let Some(smi) = self.check(file, done, number + 1, record.insn, &record.before)? else { continue };
+            match record.error {
+                Some(RecordedError::DidNotReturn) => tally.lose(smi.code),
+                _ => tally.add(smi.code, &record.before, &record.after),
+            }
+            done += 1;
+        }
+        if let Some(pending) = &earlier.pending {
+            let number = earlier.trace.records().len() + 1;
+            if let Some(smi) = self.check(file, done, number, pending.insn, &pending.before)? {
+                tally.lose(smi.code);
+                done += 1;
+            }
+        }
+        Ok(done)
+    }
+
+    /// The sequence of which this access is the second one; `None` for a first one.
+    fn check(&self, file: &Path, done: usize, number: usize, insn: IoInsn, before: &Gprs) -> Result<Option<&Sequence>> {
+        let smi = self.sequences.get(done);
+        let is = |step: fn(&Sequence) -> (IoInsn, Gprs)| smi.is_some_and(|smi| step(smi) == (insn, *before));
+        match (is(|smi| smi.command), is(|smi| smi.status)) {
+            (true, _) => Ok(smi),
+            (_, true) => Ok(None),
+            _ => Err(Failure::usage(format!(
+                "{}: access {number} is `{insn}` with {}, which this scan would not make there: --resume goes on with the \
+                 same codes, data, registers and fill",
+                file.display(),
+                output::assignments(before)
+            ))),
+        }
+    }
+
+    fn print_skipped(&self, context: &Context) -> Result {
+        if self.skipped.is_empty() || context.out.json {
+            return Ok(());
+        }
+        let codes: Vec<_> = self.skipped.iter().map(|(code, name)| format!("{code:#04x} {name}")).collect();
+        context.out.line(format_args!("skipped: {} (--also-acpi sends them)", codes.join(", ")))
+    }
+
+    fn summary(&self, context: &Context, arguments: &Scan, tally: &Tally) -> Result {
+        let out = context.out;
+        let hex = |codes: &[u8]| codes.iter().map(|code| format!("{code:#04x}")).collect::<Vec<_>>();
+        if out.json {
+            let skipped = self.skipped.iter().map(|(code, name)| json!({ "code": format!("{code:#04x}"), "name": name }));
+            return out.object(&json!({
+                "v": JSON_VERSION,
+                "on": context.globals.on.to_string(),
+                "scan": {
+                    "sent": tally.sent,
+                    "answered": hex(&tally.answered),
+                    "did_not_return": hex(&tally.lost),
+                    "skipped": skipped.collect::<Vec<Value>>(),
+                    "log": arguments.log.display().to_string(),
+                },
+            }));
+        }
+        if out.quiet {
+            return Ok(());
+        }
+        let answered = match hex(&tally.answered).join(", ") {
+            none if none.is_empty() => "none changed a register or a flag".to_owned(),
+            codes => format!("{} changed registers or flags: {codes}", tally.answered.len()),
+        };
+        out.line(format_args!("{} sent, {answered}", tally.sent))?;
+        self.print_skipped(context)?;
+        if !tally.lost.is_empty() {
+            out.line(format_args!("did not return: {}", hex(&tally.lost).join(", ")))?;
+        }
+        out.line(format_args!("log: {}", arguments.log.display()))
+    }
+}
+
+impl Tally {
+    fn add(&mut self, code: u8, before: &Gprs, after: &Gprs) {
+        self.sent += 1;
+        if before != after && self.answered.last() != Some(&code) {
+            self.answered.push(code);
+        }
+    }
+
+    fn lose(&mut self, code: u8) {
+        self.sent += 1;
+        self.lost.push(code);
+    }
+}
+
+fn print(context: &Context, smi: &Sequence, status: &Access, command: &Access, firmware: &Firmware) -> Result {
+    if context.out.json {
+        return context.out.object(&smi.object(context, status, command, firmware));
+    }
+    if command.before == command.after {
+        return Ok(()); // nobody answered
+    }
+    let time = command.duration.map_or_else(|| "-".to_owned(), output::time);
+    let smis = command.smis.map_or_else(|| "-".to_owned(), |smis| format!("+{smis}"));
+    let carry = if command.after.rflags & Gprs::CF == 0 { "clear" } else { "set" };
+    let changed: Vec<_> = command.after.changed(&command.before).map(|(name, ..)| name).collect();
+    let changed = if changed.len() > 15 { "every register, and flags".to_owned() } else { changed.join(" ") };
+    let (code, data) = (smi.code, smi.data);
+    context.out.line(format_args!(
+        "{code:#04x} {data:#04x} {time:>10} {smis:>5}  {carry:<5}  {CHANGED}{changed}{CHANGED:#}"
+    ))
+}
+
+/// A new log. One that is there may be all that a machine has left behind.
+fn begin(context: &Context, file: &Path, firmware: &Firmware) -> Result<TraceWriter<File>> {
+    let created = match File::create_new(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let message =
+                format!("--log {}: the file is there already: --resume goes on with it, or name another", file.display());
+            return Err(Failure::usage(message));
+        }
+        created => created.and_then(|created| TraceWriter::with_header(created, &context.header(Some(firmware)))),
+    };
+    let writer = created.map_err(|error| Failure::io(file.display(), &error))?;
+    Ok(writer.write_ahead(|file| file.sync_data()))
+}
+
+/// What a log has that was cut off, or not.
+fn earlier(file: &Path) -> Result<PartialTrace> {
+    let opened = File::open(file).map_err(|error| Failure::io(file.display(), &error))?;
+    Trace::read_partial(BufReader::new(opened))
+        .map_err(|error| Failure::new(Kind::Trace, format!("{}: {error}", file.display())).fact("line", error.line))
+}
+
+fn resume(file: &Path, earlier: &PartialTrace) -> Result<TraceWriter<File>> {
+    let open = || {
+        let mut log = File::options().write(true).open(file)?;
+        log.set_len(earlier.len)?;
+        log.seek(SeekFrom::End(0))?;
+        TraceWriter::resume(log, earlier)
+    };
+    let writer = open().map_err(|error| Failure::io(file.display(), &error))?;
+    Ok(writer.write_ahead(|file| file.sync_data()))
+}

@@ -1,0 +1,48 @@
+//! The SMI command port and the codes that are ACPI's: from the FADT, or from the trace that is replayed.
+
+use ioemul::trace::TraceHeader;
+use ioemul::{Fadt, FadtReadError};
+
+use crate::failure::{Failure, Kind, Result};
+use crate::pc;
+
+/// What ACPI says of SMIs.
+#[derive(Clone, Debug)]
+pub struct Firmware {
+    pub port: u16,
+    /// Where the port is from: `FADT`, say.
+    pub source: String,
+    /// Codes that are not for a scan, and their names.
+    pub reserved: Vec<(u8, String)>,
+}
+
+impl Firmware {
+    pub fn of(fadt: &Fadt, source: &str) -> Result<Self> {
+        let port = fadt.smi_command().map_err(|error| Failure::new(Kind::NoAnswer, format!("{source}: {error}")))?;
+        let reserved = fadt.reserved_codes().map(|(code, name)| (code, name.to_owned())).collect();
+        Ok(Self { port, source: source.to_owned(), reserved })
+    }
+
+    pub fn of_bus() -> Self {
+        let fadt = Fadt::new(pc::SMI_PORT, pc::ACPI_ENABLE, pc::ACPI_DISABLE);
+        Self::of(&fadt, "FADT").expect("it names a port")
+    }
+
+    pub fn of_trace(header: &TraceHeader) -> Option<Self> {
+        let reserved = header.reserved_codes.clone();
+        Some(Self { port: header.smi_port?, source: header.port_source.clone(), reserved })
+    }
+
+    /// The port that nearly every PC has, for a dry run by a user who may not read the FADT.
+    pub fn usual(error: &FadtReadError) -> Self {
+        Self { port: 0xb2, source: format!("the usual one: {error}"), reserved: Vec::new() }
+    }
+
+    pub fn name_of(&self, code: u8) -> Option<&str> {
+        self.reserved.iter().find(|(reserved, _)| *reserved == code).map(|(_, name)| &**name)
+    }
+
+    pub fn acpi_enable(&self) -> Option<u8> {
+        self.reserved.iter().find(|(_, name)| name == "ACPI_ENABLE").map(|(code, _)| *code)
+    }
+}

@@ -1,0 +1,201 @@
+//! What a command is about to do, known before it does it: what `-n` prints, and what the interlocks judge.
+
+use ioemul::{Direction, Gprs, Hazard, IoInsn, IoPortOwners, PortAccess, PortPermissions, PortSet, Quirk, QuirkTable, Width};
+use serde_json::{Value, json};
+
+use crate::context::{self, Context};
+use crate::failure::{Failure, Result};
+use crate::firmware::Firmware;
+use crate::output::{self, JSON_VERSION};
+
+/// The accesses that a command is going to make.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The whole of it in a phrase, for the prompt.
+    pub title: String,
+    /// Those that are known beforehand, in their order.
+    pub steps: Vec<(IoInsn, Gprs)>,
+    /// Others, that depend on what the first ones answer.
+    pub further: Vec<PortAccess>,
+    /// Ports that the command is made for: no hazard to it.
+    pub own: PortSet,
+    /// Ports that it writes although a driver has them, since whatever is written there does not matter.
+    pub scratch: PortSet,
+    /// Whether the user has to be asked, on the hardware.
+    pub asks: bool,
+    /// Whether this machine has to be named.
+    pub is_scan: bool,
+    /// A quirk beside those of the machine.
+    pub settle: Option<Quirk>,
+    /// The CPU, unless the user names one.
+    pub cpu: Option<usize>,
+    /// For whoever may try without privilege: some hypervisors answer.
+    pub tries: bool,
+    /// Where SMIs are raised.
+    pub firmware: Option<Firmware>,
+}
+
+impl Plan {
+    pub fn new(title: impl Into<String>, steps: Vec<(IoInsn, Gprs)>) -> Self {
+        Self { title: title.into(), steps, ..Self::default() }
+    }
+
+    /// The quirks that stand for some accesses: the machine's, on the machine, and the user's.
+    pub fn quirks(&self, context: &Context) -> QuirkTable {
+        let of_machine = match context.is_hardware() {
+            true => QuirkTable::for_platform(&context.dmi()),
+            false => QuirkTable::none(),
+        };
+        self.settle.iter().chain(of_machine.as_slice()).copied().collect()
+    }
+
+    /// The quirk of an access.
+    fn quirk_of(&self, context: &Context, insn: IoInsn, gprs: &Gprs) -> Option<Quirk> {
+        self.quirks(context).as_slice().iter().find(|quirk| quirk.applies(insn, gprs.rax, gprs.rdx)).copied()
+    }
+
+    /// Every access, those of quirks too.
+    fn accesses(&self, context: &Context) -> Vec<PortAccess> {
+        let quirks = self.quirks(context);
+        let mut accesses = Vec::new();
+        for (insn, gprs) in &self.steps {
+            match quirks.as_slice().iter().find(|quirk| quirk.applies(*insn, gprs.rax, gprs.rdx)) {
+                Some(quirk) => accesses.extend(quirk.accesses(*insn)),
+                None => accesses.push(PortAccess::of(*insn, gprs)),
+            }
+        }
+        accesses.extend(&self.further);
+        accesses
+    }
+
+    /// The ports of all accesses.
+    pub fn ports(&self, context: &Context) -> PortPermissions {
+        let mut ports = PortPermissions::default();
+        for access in self.accesses(context) {
+            let set = match access.direction {
+                Direction::In => &mut ports.read,
+                Direction::Out => &mut ports.write,
+            };
+            set.allow(access.port..=access.port + (u16::from(access.width.bytes()) - 1));
+        }
+        ports
+    }
+
+    /// Refuses what is dangerous on the hardware, unless the user has said that it is meant.
+    pub fn interlocks(&self, context: &Context) -> Result {
+        let accesses = self.accesses(context);
+        for access in &accesses {
+            self.hazards(context, access)?;
+        }
+        if let Ok(owners) = IoPortOwners::read() {
+            accesses.iter().try_for_each(|access| self.busy(context, &owners, access))?;
+        }
+        if self.is_scan && !context::is_virtual() {
+            let product = context.dmi().product_name;
+            if context.globals.host.as_deref() != Some(&product) {
+                let message = format!(
+                    "a scan of a real machine calls firmware that may do anything: say which machine is meant, by --host {product:?}"
+                );
+                return Err(Failure::refused("host", message).fact("product", product));
+            }
+        }
+        Ok(())
+    }
+
+    fn hazards(&self, context: &Context, access: &PortAccess) -> Result {
+        for port in ports_of(access) {
+            let Some(hazard) = Hazard::at(port, Width::Byte) else { continue };
+            let acts = access.direction == Direction::Out || hazard.reading_acts;
+            let is_permitted = |set: &PortSet| set.permits(port, Width::Byte);
+            if acts && !is_permitted(&self.own) && !is_permitted(&context.allow_hazard) {
+                let message = format!("{access} is refused: {hazard} (--allow-hazard {port:#x} permits it)");
+                return Err(Failure::refused("hazard", message).fact("port", format!("{port:#x}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to write where a driver does.
+    fn busy(&self, context: &Context, owners: &IoPortOwners, access: &PortAccess) -> Result {
+        let is_permitted =
+            |port| context.allow_busy.permits(port, Width::Byte) || self.scratch.permits(port, Width::Byte);
+        if access.direction == Direction::In {
+            return Ok(());
+        }
+        for port in ports_of(access).filter(|port| !is_permitted(*port)) {
+            let Some(owner) = owners.owner(port, Width::Byte) else { continue };
+            let message = format!(
+                "{access} is refused: the driver {:?} has port {port:#x} (/proc/ioports; --allow-busy {port:#x} permits it)",
+                owner.name
+            );
+            return Err(Failure::refused("busy", message).fact("port", format!("{port:#x}")).fact("owner", &*owner.name));
+        }
+        Ok(())
+    }
+
+    /// What `-n` prints.
+    pub fn print(&self, context: &Context) -> Result {
+        let (ports, cpu) = (self.ports(context), context.globals.cpu.or(self.cpu));
+        let quirk = |insn, gprs: &Gprs| self.quirk_of(context, insn, gprs).map(|quirk| quirk.name());
+        if context.out.json {
+            let access = |(insn, gprs): &(IoInsn, Gprs)| {
+                json!({
+                    "insn": insn.to_string(),
+                    "bytes": bytes(*insn),
+                    "port": format!("{:#x}", insn.port(gprs)),
+                    "before": output::words(gprs),
+                    "quirk": quirk(*insn, gprs),
+                })
+            };
+            return context.out.object(&json!({
+                "v": JSON_VERSION,
+                "on": context.globals.on.to_string(),
+                "dry_run": true,
+                "accesses": self.steps.iter().map(access).collect::<Vec<Value>>(),
+                "opens": { "read": ports.read.to_string(), "write": ports.write.to_string() },
+                "cpu": cpu,
+                "refused": self.refusal(context),
+            }));
+        }
+        context.out.line(format_args!("{}, on {}: nothing is done", self.title, context.globals.on))?;
+        const SHOWN: usize = 32;
+        for (insn, gprs) in self.steps.iter().take(SHOWN) {
+            context.out.line(format_args!("  {:<6} {insn:<14} port {:#x}", bytes(*insn), insn.port(gprs)))?;
+            let registers = output::assignments(gprs);
+            context.out.line(format_args!("         {}", if registers.is_empty() { "all registers 0" } else { &registers }))?;
+            if let Some(name) = quirk(*insn, gprs) {
+                context.out.line(format_args!("         by the quirk {name:?}"))?;
+            }
+        }
+        if let more @ 1.. = self.steps.len().saturating_sub(SHOWN) {
+            context.out.line(format_args!("  … and {more} more accesses"))?;
+        }
+        if context.is_hardware() {
+            context.out.line(format_args!("  opens for reading: {}", ports.read))?;
+            context.out.line(format_args!("  opens for writing: {}", ports.write))?;
+            match cpu {
+                Some(cpu) => context.out.line(format_args!("  runs on CPU {cpu}"))?,
+                None => context.out.line("  runs on any CPU")?,
+            }
+        }
+        match self.refusal(context) {
+            Some(refusal) => context.out.line(format_args!("  would be refused: {refusal}")),
+            None => Ok(()),
+        }
+    }
+
+    fn refusal(&self, context: &Context) -> Option<String> {
+        let refused = context.is_hardware().then(|| self.interlocks(context).err());
+        refused.flatten().map(|failure| failure.message)
+    }
+}
+
+fn ports_of(access: &PortAccess) -> impl Iterator<Item = u16> + use<> {
+    access.port..=access.port + (u16::from(access.width.bytes()) - 1)
+}
+
+/// An instruction's bytes in 64-bit code, in hexadecimal.
+pub fn bytes(insn: IoInsn) -> String {
+    let (bytes, len) = insn.encode();
+    bytes[..len].iter().map(|byte| format!("{byte:02x}")).collect()
+}
