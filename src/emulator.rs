@@ -80,7 +80,7 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// # Errors
     ///
-    /// [`Error::PortDenied`], [`Error::QuirkDenied`], [`Error::Fault`] or [`Error::Device`]; and [`Error::StringForm`]
+    /// [`Error::PortDenied`], [`Error::QuirkDenied`], [`Error::Stopped`], [`Error::Fault`] or [`Error::Device`]; and [`Error::StringForm`]
     /// for INS and OUTS, which take [`Self::read_string`] or [`Self::write_string`]. `gprs` is then as it was.
     ///
     /// # Panics
@@ -95,7 +95,7 @@ impl<E: Events> IoEmulator<E> {
         let before = call::by_words(gprs);
         let attempt = Attempt { insn, port: insn.port(gprs), gprs: &before };
         let side = self.permit(&attempt)?;
-        self.events.before(&attempt);
+        events::begin(&mut self.events, &attempt)?;
         let started = events::start::<E>();
         let result = undone_unless(gprs, &before, |gprs| self.run(side, insn, gprs));
         events::end(&mut self.events, &attempt, (gprs, &[]), started, &result);

@@ -78,6 +78,16 @@ pub enum Error {
         source: DeviceError,
     },
 
+    /// The emulator's listener did not let the access pass ([`Events::approve`](crate::events::Events::approve)). No access
+    /// was made.
+    #[error("{access} was not made: the listener stopped it: {source}")]
+    Stopped {
+        /// The access; for INS and OUTS, that of one element.
+        access: PortAccess,
+        /// The listener's own error.
+        source: DeviceError,
+    },
+
     /// What is said of a KVM exit does not fit together. No access was made.
     #[cfg(all(feature = "kvm", target_os = "linux"))]
     #[error("the KVM exit cannot be served: {0}")]

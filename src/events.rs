@@ -7,10 +7,15 @@
 //! ```text
 //!   execute ──▶ permitted? ──no──▶ denied
 //!                  │ yes
+//!               approve ──error──▶ nothing: Error::Stopped, no access
+//!                  │ ok
 //!               before ──▶ the access ──▶ after      it was made
 //!                                     ├─▶ faulted    the CPU refused it
 //!                                     └─▶ refused    a device model did
 //! ```
+//!
+//! [`approve`](Events::approve) is the one method that decides: a listener that has to write down an access before it is
+//! made stops it there if it cannot.
 //!
 //! A device model that panics takes the control flow with it: `before` then has no sequel. Bytes that do not decode are
 //! no access, and no event.
@@ -21,7 +26,7 @@
 //!
 //! | it panics in | what has happened | the registers are |
 //! |---|---|---|
-//! | [`before`](Events::before), [`denied`](Events::denied) | nothing | as they were given |
+//! | [`approve`](Events::approve), [`before`](Events::before), [`denied`](Events::denied) | nothing | as they were given |
 //! | [`after`](Events::after) | the access, which cannot be taken back and must not be made again | as it left them, [`Outcome::gprs`] |
 //! | [`faulted`](Events::faulted), [`refused`](Events::refused) | what the error would have said | as they were given, but that RCX, RSI and RDI of INS and OUTS say how far they came |
 //!
@@ -59,7 +64,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{DeviceError, Error, Gprs, IoFault, IoInsn};
+use crate::{DeviceError, Error, Gprs, IoFault, IoInsn, PortAccess};
 
 #[cfg(feature = "tracing")]
 mod log;
@@ -90,11 +95,44 @@ pub struct Outcome<'a> {
     pub duration: Option<Duration>,
 }
 
-/// A listener. Every method does nothing unless implemented.
+/// A listener. Every method does nothing unless implemented; [`Self::approve`] lets every access pass.
 #[allow(unused_variables)]
 pub trait Events {
     /// Whether the clock is read before and after each access. It takes some 20 ns to read it twice.
     const TIMED: bool = false;
+
+    /// Whether a permitted access may be made, asked right before [`Self::before`]: once for an instruction, also for INS
+    /// and OUTS and for an instruction that a quirk stands for. By default every access may.
+    ///
+    /// ```
+    /// use ioemul::events::{Attempt, Events};
+    /// use ioemul::{DeviceError, Error, IoEmulator, PortSet, SoftwareBus, Width};
+    ///
+    /// /// Lets so many accesses pass.
+    /// struct Budget(u32);
+    /// impl Events for Budget {
+    ///     fn approve(&mut self, _: &Attempt<'_>) -> Result<(), DeviceError> {
+    ///         self.0 = self.0.checked_sub(1).ok_or("the budget is spent")?;
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let builder = IoEmulator::builder().ports(PortSet::all()).bus(SoftwareBus::new());
+    /// let mut emulator = builder.events(Budget(1)).build()?;
+    /// emulator.port_in(0x60, Width::Byte)?;
+    /// let error = emulator.port_in(0x60, Width::Byte).unwrap_err();
+    /// assert!(matches!(error, Error::Stopped { .. }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The reason why the access must not be made. The emulator returns it as the source of [`Error::Stopped`]; the
+    /// registers are as they were given, and neither [`Self::before`] nor a method after it is called.
+    #[inline]
+    fn approve(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// A permitted access is about to be made.
     #[inline]
@@ -126,6 +164,10 @@ impl Events for NoEvents {}
 /// Passes every event on to another listener.
 macro_rules! pass_on {
     ($self:ident => $listener:expr) => {
+        fn approve(&mut $self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+            $listener.approve(attempt)
+        }
+
         fn before(&mut $self, attempt: &Attempt<'_>) {
             $listener.before(attempt);
         }
@@ -182,6 +224,10 @@ impl<E: Events + ?Sized> Events for Box<E> {
 impl<E: Events> Events for Option<E> {
     const TIMED: bool = E::TIMED;
 
+    fn approve(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+        self.as_mut().map_or(Ok(()), |events| events.approve(attempt))
+    }
+
     fn before(&mut self, attempt: &Attempt<'_>) {
         self.iter_mut().for_each(|events| events.before(attempt));
     }
@@ -203,9 +249,18 @@ impl<E: Events> Events for Option<E> {
     }
 }
 
-/// Two listeners.
+/// Two listeners. The first is told first, and asked first whether an access may be made: the second is not asked where
+/// the first one stops it.
+///
+/// A listener that announces each access when it is asked (`TraceWriter::write_ahead` of the feature `trace`)
+/// goes last: what it has announced, nobody behind it stops.
 impl<A: Events, B: Events> Events for (A, B) {
     const TIMED: bool = A::TIMED || B::TIMED;
+
+    fn approve(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+        self.0.approve(attempt)?;
+        self.1.approve(attempt)
+    }
 
     fn before(&mut self, attempt: &Attempt<'_>) {
         self.0.before(attempt);
@@ -280,10 +335,15 @@ mod object {
     }
 
     pub trait Listener {
+        fn ask(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError>;
         fn tell(&mut self, attempt: &Attempt<'_>, event: Event<'_>);
     }
 
     impl<E: Events> Listener for E {
+        fn ask(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+            self.approve(attempt)
+        }
+
         fn tell(&mut self, attempt: &Attempt<'_>, event: Event<'_>) {
             match event {
                 Event::Before => self.before(attempt),
@@ -301,6 +361,10 @@ macro_rules! object_listens {
     ($object:ty) => {
         impl Events for $object {
             const TIMED: bool = true;
+
+            fn approve(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+                self.ask(attempt)
+            }
 
             fn before(&mut self, attempt: &Attempt<'_>) {
                 self.tell(attempt, object::Event::Before);
@@ -333,6 +397,19 @@ object_listens!(dyn DynEvents + Send + Sync + '_);
 #[inline]
 pub(crate) fn start<E: Events>() -> Option<Instant> {
     E::TIMED.then(Instant::now)
+}
+
+/// Asks a listener whether the access may be made, and tells it that it is about to be.
+#[inline]
+pub(crate) fn begin<E: Events>(events: &mut E, attempt: &Attempt<'_>) -> Result<(), Error> {
+    events.approve(attempt).map_err(|source| stopped(attempt, source))?;
+    events.before(attempt);
+    Ok(())
+}
+
+#[cold]
+fn stopped(attempt: &Attempt<'_>, source: DeviceError) -> Error {
+    Error::Stopped { access: PortAccess::of(attempt.insn, attempt.gprs), source }
 }
 
 /// Tells a listener how an access ended.

@@ -39,18 +39,39 @@
 //! emulator's port set denied never reached a port, and is not recorded. Of RFLAGS, the status flags are played back
 //! and the rest is this machine's.
 //!
-//! With the feature `trace`, traces are read from and written to files: `Trace::read` describes the format.
+//! With the feature `trace`, traces are read from and written to files. `trace::format` describes them, and what helps
+//! where a machine does not come back from an access: each is then in the file before it is made.
+
+use std::time::Duration;
 
 use crate::events::{Attempt, Events, Outcome};
 use crate::{DeviceError, Gprs, IoFault, IoInsn};
 
 #[cfg(feature = "trace")]
 mod file;
+mod header;
+#[cfg(feature = "trace")]
+mod problem;
+#[cfg(feature = "trace")]
+mod read;
 mod replay;
+#[cfg(feature = "trace")]
+mod writer;
 
 #[cfg(feature = "trace")]
-pub use file::{FORMAT_VERSION, TraceError, TraceLimits, TraceProblem, TraceWriter};
+#[doc = include_str!("../docs/trace.md")]
+pub mod format {}
+
+#[cfg(feature = "trace")]
+pub use file::FORMAT_VERSION;
+pub use header::TraceHeader;
+#[cfg(feature = "trace")]
+pub use problem::{TraceError, TraceProblem};
+#[cfg(feature = "trace")]
+pub use read::{PartialTrace, Pending, TraceLimits};
 pub use replay::{Progress, Replay, ReplayError};
+#[cfg(feature = "trace")]
+pub use writer::TraceWriter;
 
 /// One instruction, and what it did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +86,8 @@ pub struct Record {
     pub data: Vec<u8>,
     /// The error it ended in, if any.
     pub error: Option<RecordedError>,
+    /// How long it took, if that is known. A replay takes no notice of it.
+    pub duration: Option<Duration>,
 }
 
 /// An error as it is recorded.
@@ -75,6 +98,9 @@ pub enum RecordedError {
     Fault(IoFault),
     /// A device model refused the access, with these words.
     Refused(String),
+    /// The access was begun, and nothing is known of its end: the machine or the program went down in it. The registers
+    /// after it are those before it.
+    DidNotReturn,
 }
 
 impl Record {
@@ -84,13 +110,21 @@ impl Record {
     }
 
     fn new(attempt: &Attempt<'_>, outcome: &Outcome<'_>, error: Option<RecordedError>) -> Self {
-        Self { insn: attempt.insn, before: *attempt.gprs, after: *outcome.gprs, data: outcome.data.to_vec(), error }
+        Self {
+            insn: attempt.insn,
+            before: *attempt.gprs,
+            after: *outcome.gprs,
+            data: outcome.data.to_vec(),
+            error,
+            duration: outcome.duration,
+        }
     }
 }
 
 /// Records in the order in which they were made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
+    header: TraceHeader,
     records: Vec<Record>,
 }
 
@@ -98,6 +132,17 @@ impl Trace {
     /// A trace of nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Where, when and on what the accesses were made, as far as that is said.
+    pub fn header(&self) -> &TraceHeader {
+        &self.header
+    }
+
+    /// The trace with this header.
+    pub fn with_header(mut self, header: TraceHeader) -> Self {
+        self.header = header;
+        self
     }
 
     /// The records.
@@ -113,7 +158,7 @@ impl Trace {
 
 impl FromIterator<Record> for Trace {
     fn from_iter<I: IntoIterator<Item = Record>>(records: I) -> Self {
-        Self { records: records.into_iter().collect() }
+        Self { header: TraceHeader::default(), records: records.into_iter().collect() }
     }
 }
 
@@ -123,8 +168,10 @@ impl Extend<Record> for Trace {
     }
 }
 
-/// An emulator's accesses become records.
+/// An emulator's accesses become records, each with the time that it took.
 impl Events for Trace {
+    const TIMED: bool = true;
+
     fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
         self.records.push(Record::new(attempt, outcome, None));
     }

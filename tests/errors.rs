@@ -331,6 +331,7 @@ fn replay() {
         after: gprs,
         data: vec![],
         error: None,
+        duration: None,
     };
     let call = Gprs { rax: 0x85, rdx: 0x64, rbx: 7, ..Gprs::default() };
     let string = Gprs { rdx: 0x60, rcx: 2, ..Gprs::default() };

@@ -209,7 +209,7 @@ fn memory_is_in_proportion_to_the_file() {
             let (_trace, peak, kept) = with_memory(|| read(file.as_bytes(), TraceLimits::new()).ok());
             let factor = |bytes: usize| bytes as f64 / file.len() as f64;
             println!("{len:>8}, {shape}: {:.2} at most, {:.2} kept", factor(peak), factor(kept));
-            assert!(factor(peak) < 32.0, "{shape}: {peak} bytes for a file of {}", file.len());
+            assert!(factor(peak) < 36.0, "{shape}: {peak} bytes for a file of {}", file.len());
             assert!(factor(kept) < 12.0, "{shape}: {kept} bytes kept of a file of {}", file.len());
         }
     }
@@ -284,7 +284,7 @@ fn steps(count: usize) -> Vec<Record> {
         };
         let before = Gprs { rax: i as u64, rcx: 2, rdx: 0xe0 + i as u64 % 3, ..Gprs::default() };
         let after = Gprs { rbx: i as u64, rcx: if insn.is_string() { 0 } else { 2 }, ..before };
-        Record { insn, before, after, data, error: None }
+        Record { insn, before, after, data, error: None, duration: None }
     };
     (0..count).map(step).collect()
 }

@@ -221,7 +221,7 @@ proptest! {
             after.rax &= u64::from(u32::MAX);
         }
         prop_assume!(insn.port(&before).checked_add(3).is_some());
-        let record = Record { insn, before, after, data: vec![], error: None };
+        let record = Record { insn, before, after, data: vec![], error: None, duration: None };
         let (mut emulator, progress) = replayer(Trace::from_iter([record]).replay().strict());
         let mut gprs = before;
         emulator.execute(insn, &mut gprs).unwrap();
@@ -238,7 +238,7 @@ proptest! {
         words[index] ^= 1u64 << bit;
         let mut gprs = Gprs::from_words(words);
         prop_assume!(insn.port(&gprs).checked_add(3).is_some());
-        let record = Record { insn, before, after: before, data: vec![], error: None };
+        let record = Record { insn, before, after: before, data: vec![], error: None, duration: None };
         let (mut emulator, _) = replayer(Trace::from_iter([record]).replay().strict());
         let message = emulator.execute(insn, &mut gprs).unwrap_err().to_string();
         prop_assert!(message.contains(&format!("{} = {:#x}", Gprs::NAMES[index], words[index])), "{}", message);
@@ -250,7 +250,7 @@ proptest! {
 fn an_input_that_no_bus_can_give_is_refused() {
     let insn = IoInsn::in_imm8(Width::Dword, 0xe0);
     let after = Gprs { rax: 1 << 32, ..Gprs::default() };
-    let record = Record { insn, before: Gprs::default(), after, data: vec![], error: None };
+    let record = Record { insn, before: Gprs::default(), after, data: vec![], error: None, duration: None };
     let (mut emulator, _) = replayer(Trace::from_iter([record]).replay().lenient());
     let message = emulator.execute(insn, &mut Gprs::default()).unwrap_err().to_string();
     assert!(message.ends_with("an IN of 4 bytes left RAX at 0x100000000"), "{message}");
@@ -262,7 +262,7 @@ fn all_ones_are_replayed() {
     let insn = IoInsn::in_dx(Width::Dword);
     for before in [gprs(0, 0xe0), gprs(0xffff_ffff, 0xe0), gprs(u64::MAX, 0xe0)] {
         let after = Gprs { rax: 0xffff_ffff, rbx: 1, ..before };
-        let record = Record { insn, before, after, data: vec![], error: None };
+        let record = Record { insn, before, after, data: vec![], error: None, duration: None };
         let trace = Trace::from_iter([record]);
         for replay in [trace.clone().replay().strict(), trace.replay().lenient()] {
             let (mut emulator, progress) = replayer(replay);
@@ -282,7 +282,8 @@ fn other_status_flags_are_another_access() {
     let mut plain = (IoInsn::in_dx(Width::Byte), before, vec![]);
     let mut string = (IoInsn::rep_outs(Width::Byte), Gprs { rcx: 2, ..before }, vec![1, 2]);
     for step in [&mut plain, &mut string] {
-        let record = Record { insn: step.0, before: step.1, after: step.1, data: step.2.clone(), error: None };
+        let record =
+            Record { insn: step.0, before: step.1, after: step.1, data: step.2.clone(), error: None, duration: None };
         for bit in 0..64 {
             let (mut emulator, progress) = replayer(Trace::from_iter([record.clone()]).replay().strict());
             step.1.rflags = record.before.rflags ^ 1 << bit;
@@ -315,7 +316,7 @@ fn the_first_record_that_fits_answers() {
     let record = |rbx: u64, data: &[u8]| {
         let before = Gprs { rcx: 2, ..gprs(0, 0xe0) };
         let error = (data.len() < 2).then(|| RecordedError::Refused(format!("number {rbx}")));
-        Record { insn, before, after: Gprs { rbx, ..before }, data: data.to_vec(), error }
+        Record { insn, before, after: Gprs { rbx, ..before }, data: data.to_vec(), error, duration: None }
     };
     let records = [record(0, &[1, 1]), record(1, &[2]), record(2, &[2, 1]), record(3, &[]), record(4, &[1, 1])];
     let answer = |emulator: &mut IoEmulator, data: &[u8]| {

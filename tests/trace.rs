@@ -252,7 +252,7 @@ fn any_record() -> impl Strategy<Value = Record> {
                 data.truncate(data.len() / 2);
             }
         }
-        Record { insn, before, after, data, error }
+        Record { insn, before, after, data, error, duration: None }
     })
 }
 

@@ -57,7 +57,7 @@ fn record(script: &mut Script<'_>) -> Record {
         after.rax = 1 << 40; // which no bus can give, where it is an input of 32 bits
     }
     let error = script.u8().is_multiple_of(4).then(|| RecordedError::Refused("no".into()));
-    let mut record = Record { insn, before, after, data: Vec::new(), error };
+    let mut record = Record { insn, before, after, data: Vec::new(), error, duration: None };
     let len = requested(&record).unwrap_or(0);
     let moved = if record.error.is_some() { len.min(script.u8().into()) } else { len };
     // From the start on, also a part of an element: a fault may have come in the middle of one.

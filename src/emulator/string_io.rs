@@ -77,7 +77,7 @@ impl<E: Events> IoEmulator<E> {
     ///
     /// # Errors
     ///
-    /// - [`Error::StringForm`], [`Error::StringOutOfBounds`], [`Error::PortDenied`]: nothing has happened.
+    /// - [`Error::StringForm`], [`Error::StringOutOfBounds`], [`Error::PortDenied`], [`Error::Stopped`]: nothing has happened.
     /// - [`Error::Fault`], [`Error::Device`]: RCX and RDI say how far the instruction got (as much is in `buffer`; what is
     ///   behind that is the device's doing); the other registers are as they were. After a page fault the device may have
     ///   been read once more than they say: a CPU may read the port before it finds that it cannot write the memory (SDM
@@ -191,7 +191,7 @@ impl<E: Events> IoEmulator<E> {
         if elements == 0 && count > 0 {
             return Ok(StringProgress { moved: 0, left: count }); // nothing is executed, and no listener told of it
         }
-        self.events.before(&attempt);
+        events::begin(&mut self.events, &attempt)?;
         let started = events::start::<E>();
         let mut memory = memory.first_elements(elements * width, steps.downwards());
         let (done, result) = match (side, &mut self.on_bus, &self.native) {

@@ -48,8 +48,8 @@ pub enum Next {
 ///
 /// # Errors
 ///
-/// [`Error::KvmExit`]: nothing has happened. [`Error::PortDenied`], [`Error::QuirkDenied`], [`Error::Fault`],
-/// [`Error::Device`]: as for [`IoEmulator::execute`], at one of the accesses.
+/// [`Error::KvmExit`]: nothing has happened. [`Error::PortDenied`], [`Error::QuirkDenied`], [`Error::Stopped`],
+/// [`Error::Fault`], [`Error::Device`]: as for [`IoEmulator::execute`], at one of the accesses.
 ///
 /// `regs` is then as it was, and `data` has the results of the accesses that were made. KVM knows no failure: at the next
 /// KVM_RUN it completes the instruction with what is in `data`. What the guest is to see is the VMM's to say: all ones

@@ -1,32 +1,57 @@
-//! Traces as files: a line of JSON for each record.
+//! The lines of a trace file: each an object of JSON.
 
 use core::fmt;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, RecordedError, Trace};
-use crate::events::{Attempt, Events, Outcome};
+use super::problem::TraceProblem;
+use super::read::Pending;
+use super::{Record, RecordedError, TraceHeader};
 use crate::quote::{quoted, shortened};
-use crate::{DeviceError, Gprs, IoFault, IoInsn, ParseInsnError};
+use crate::{Gprs, IoFault, IoInsn};
 
-/// The version of the file format that this crate writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+mod extension;
+
+use extension::{Extended, Ignored};
+
+/// The version of the file format that this crate writes. It reads this one and those before it, from 1 on.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The first line.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct Header {
+    #[serde(rename = "ioemul-trace")]
+    version: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    on: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    machine: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    bios: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    date: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    cpu: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    port_source: String,
+}
+
+/// What every version of the first line says.
+#[derive(Deserialize)]
+struct Version {
     #[serde(rename = "ioemul-trace")]
     version: u32,
 }
 
-/// A line for each record.
+/// The line of a record.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct RecordLine {
     insn: String,
     before: Words,
     #[serde(default, skip_serializing_if = "Words::is_empty")]
@@ -37,6 +62,18 @@ struct Line {
     fault: Option<Fault>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    returned: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ns: Option<u64>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(returned: &bool) -> bool {
+    *returned
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,6 +84,14 @@ struct Fault {
     address: Hex,
 }
 
+/// The line of an access that is about to be made.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Announcement {
+    about_to: String,
+    before: Words,
+}
+
 /// The last line.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,361 +99,76 @@ struct End {
     records: usize,
 }
 
-/// How much of a file [`Trace::read_with`] takes: what bounds the memory that a file from outside can ask for.
-///
-/// ```
-/// use ioemul::trace::{Trace, TraceLimits};
-/// let limits = TraceLimits::new().records(1);
-/// let file = r#"{"ioemul-trace":1}
-/// {"insn":"in al, 0x71","before":{},"after":{"rax":"0xff"}}
-/// {"insn":"in al, 0x71","before":{},"after":{"rax":"0xff"}}
-/// {"records":2}
-/// "#;
-/// let error = Trace::read_with(file.as_bytes(), limits).unwrap_err();
-/// assert_eq!(error.line, 3);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TraceLimits {
-    /// The longest line in bytes, its newline not counted. By default 4 MiB, which holds a string instruction of 2 MiB.
-    pub line: usize,
-    /// How many records there may be. By default a million, which take some 320 MB.
-    pub records: usize,
+/// The keys that tell the lines behind the first one from each other.
+#[derive(Deserialize)]
+struct Kind {
+    records: Option<Ignored>,
+    about_to: Option<Ignored>,
 }
 
-impl TraceLimits {
-    /// The defaults.
-    pub const fn new() -> Self {
-        Self { line: 4 << 20, records: 1_000_000 }
-    }
-
-    /// The longest line.
-    pub const fn line(mut self, bytes: usize) -> Self {
-        self.line = bytes;
-        self
-    }
-
-    /// The largest number of records.
-    pub const fn records(mut self, records: usize) -> Self {
-        self.records = records;
-        self
-    }
+/// A line behind the first one.
+pub(super) enum Line {
+    Announcement(Pending),
+    Record(Record),
+    /// The last one, and how many records it states.
+    End(usize),
 }
 
-impl Default for TraceLimits {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Trace {
-    /// Reads a trace file, within the default [`TraceLimits`].
-    ///
-    /// The format, version 1, is lines of JSON:
-    ///
-    /// ```text
-    /// {"ioemul-trace":1}
-    /// {"insn":"out dx, al","before":{"rax":"0x85","rdx":"0xcd4"},"after":{"rflags":"0x246"}}
-    /// {"insn":"in al, dx","before":{"rax":"0x85","rdx":"0xcd4"},"after":{"rax":"0x5","rflags":"0x246"}}
-    /// {"insn":"out 0x80, al","before":{},"fault":{"vector":13,"error_code":0,"address":"0x0"}}
-    /// {"insn":"rep insb","before":{"rcx":"0x2","rdx":"0x1f0"},"after":{"rcx":"0x0","rdi":"0x2"},"data":"a55a"}
-    /// {"records":4}
-    /// ```
-    ///
-    /// - The first line names the format and its version, the last one says how many records there are between them:
-    ///   without
-    ///   it the file is cut off. Every line ends with a newline.
-    /// - `insn` is the instruction as this crate writes it ([`IoInsn`]'s `Display`, and `FromStr`).
-    /// - `before` holds the registers that are not 0, and `after` those that the instruction changed, as hexadecimal
-    ///   strings
-    ///   (not every reader of JSON has 64-bit numbers).
-    /// - `data` is what INS or OUTS moved, two digits to a byte.
-    /// - `fault` (the exception) or `refused` (the words of a device model) is there if the instruction ended in an
-    ///   error.
-    ///
-    /// # Errors
-    ///
-    /// [`TraceError`], with the number of the line.
-    pub fn read(file: impl BufRead) -> Result<Trace, TraceError> {
-        Self::read_with(file, TraceLimits::new())
-    }
-
-    /// Reads a trace file, as [`Self::read`] does, within the limits given.
-    ///
-    /// A line that is too long is not read to its end. However a file is made, reading it takes at most 32 times as much
-    /// memory as it has bytes (the shortest lines are a tenth of the [`Record`] that they stand for, and the list of
-    /// records doubles as it grows); what remains is at most twelve times as much.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Self::read`].
-    pub fn read_with(mut file: impl BufRead, limits: TraceLimits) -> Result<Trace, TraceError> {
-        let mut records = Vec::new();
-        let mut line = Vec::new();
-        let mut number = 0;
-        loop {
-            number += 1;
-            let at_line = |problem| TraceError { line: number, problem };
-            let text = read_line(&mut file, &mut line, limits.line).map_err(at_line)?;
-            if number == 1 {
-                check_header(text).map_err(at_line)?;
-                continue;
+impl Line {
+    pub(super) fn parse(text: &[u8]) -> Result<Line, TraceProblem> {
+        match serde_json::from_slice(text) {
+            Ok(Kind { records: Some(_), .. }) => parse(text).map(|End { records }| Line::End(records)),
+            Ok(Kind { about_to: Some(_), .. }) => {
+                let Announcement { about_to, before } = parse(text)?;
+                Ok(Line::Announcement(Pending { insn: parse_insn(&about_to)?, before: before.or(&Gprs::default()) }))
             }
-            match serde_json::from_slice::<End>(text) {
-                Ok(End { records: stated }) if stated == records.len() => break,
-                Ok(End { records: stated }) => {
-                    return Err(at_line(TraceProblem::Count { stated, found: records.len() }));
-                }
-                Err(_) if records.len() == limits.records => {
-                    return Err(at_line(TraceProblem::TooManyRecords { limit: limits.records }));
-                }
-                Err(_) => records.push(parse_record(text).map_err(at_line)?),
-            }
-        }
-        let after = TraceError { line: number + 1, problem: TraceProblem::AfterTheEnd };
-        match file.take(1).read_to_end(&mut line) {
-            Ok(0) => {
-                records.shrink_to_fit();
-                Ok(Trace { records })
-            }
-            Ok(_) => Err(after),
-            Err(error) => Err(TraceError { problem: TraceProblem::Read(error), ..after }),
-        }
-    }
-
-    /// Writes a trace file, in the format that [`Self::read`] describes.
-    ///
-    /// # Errors
-    ///
-    /// Those of the file.
-    pub fn write(&self, mut file: impl Write) -> io::Result<()> {
-        write_line(&mut file, &Header { version: FORMAT_VERSION })?;
-        for record in &self.records {
-            write_line(&mut file, &Line::from(record))?;
-        }
-        write_line(&mut file, &End { records: self.records.len() })?;
-        file.flush()
-    }
-}
-
-/// Records to a file while an emulator runs: an [`Events`] listener.
-///
-/// Each record is written when its access is done; give it a [`BufWriter`](std::io::BufWriter) unless every line has to
-/// be in the file before the next access. [`Self::finish`] writes the last line.
-///
-/// An access that was made cannot be taken back when its record cannot be written: the emulator goes on, nothing more
-/// is written, and [`Self::error`] and [`Self::finish`] have the error.
-///
-/// ```
-/// # use ioemul::{IoEmulator, PortSet, SoftwareBus};
-/// use ioemul::trace::{Trace, TraceWriter};
-/// let recorder = TraceWriter::new(Vec::new())?; // or a File in a BufWriter
-/// let builder = IoEmulator::builder().ports(PortSet::all()).bus(SoftwareBus::new());
-/// let mut emulator = builder.events(recorder).build()?;
-/// emulator.emulate(&[0xe4, 0x71], &mut Default::default())?; // in al, 0x71
-/// let file = emulator.into_events().finish()?;
-/// assert_eq!(Trace::read(&file[..])?.records().len(), 1);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-#[must_use = "`finish` ends the file and has the errors"]
-pub struct TraceWriter<W> {
-    file: W,
-    records: usize,
-    error: Option<io::Error>,
-}
-
-impl<W: Write> TraceWriter<W> {
-    /// Begins a trace file.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing the first line.
-    pub fn new(mut file: W) -> io::Result<Self> {
-        write_line(&mut file, &Header { version: FORMAT_VERSION })?;
-        Ok(Self { file, records: 0, error: None })
-    }
-
-    /// How many records have been written.
-    pub fn records(&self) -> usize {
-        self.records
-    }
-
-    /// The error that ended the recording, if one did.
-    pub fn error(&self) -> Option<&io::Error> {
-        self.error.as_ref()
-    }
-
-    /// Ends the file and gives it back, flushed.
-    ///
-    /// # Errors
-    ///
-    /// The error that ended the recording, or that of the last line. The file then has no last line, and reads as cut
-    /// off.
-    pub fn finish(mut self) -> io::Result<W> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        write_line(&mut self.file, &End { records: self.records })?;
-        self.file.flush()?;
-        Ok(self.file)
-    }
-
-    fn record(&mut self, record: &Record) {
-        if self.error.is_none() {
-            match write_line(&mut self.file, &Line::from(record)) {
-                Ok(()) => self.records += 1,
-                Err(error) => self.error = Some(error),
-            }
+            _ => parse_record(text).map(Line::Record), // which says what is wrong with it if it is no JSON
         }
     }
 }
 
-impl<W: Write> Events for TraceWriter<W> {
-    fn after(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>) {
-        self.record(&Record::new(attempt, outcome, None));
-    }
-
-    fn faulted(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, fault: &IoFault) {
-        self.record(&Record::new(attempt, outcome, Some(RecordedError::Fault(*fault))));
-    }
-
-    fn refused(&mut self, attempt: &Attempt<'_>, outcome: &Outcome<'_>, why: &DeviceError) {
-        self.record(&Record::new(attempt, outcome, Some(RecordedError::Refused(why.to_string()))));
-    }
-}
-
-/// A line of a trace file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("trace, line {line}: {problem}")]
-#[non_exhaustive]
-pub struct TraceError {
-    /// Number of the line, counted from 1.
-    pub line: usize,
-    /// What is wrong with it.
-    pub problem: TraceProblem,
-}
-
-/// What is wrong with a line of a trace file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TraceProblem {
-    /// It cannot be read.
-    #[error("{0}")]
-    Read(#[source] io::Error),
-    /// The file is something else.
-    #[error("not a trace: a trace begins with {{\"ioemul-trace\":{FORMAT_VERSION}}}")]
-    NotATrace,
-    /// A format of another version.
-    #[error("the format has version {found}, and this program reads version {FORMAT_VERSION}")]
-    Version {
-        /// The version of the file.
-        found: u32,
-    },
-    /// Not the JSON that a record is.
-    #[error("column {column}: {message}")]
-    Syntax {
-        /// The byte, counted from 1.
-        column: usize,
-        /// What is wrong there; of a long message both ends.
-        message: String,
-    },
-    /// The instruction is none.
-    #[error("`{text}`: {source}")]
-    Insn {
-        /// The text in its place; of a long one the beginning, and an ellipsis.
-        text: String,
-        /// Why it is none.
-        source: ParseInsnError,
-    },
-    /// `data` does not go with the instruction.
-    #[error("`{insn}` asks for {requested} bytes, and `data` holds {found}")]
-    Data {
-        /// The instruction.
-        insn: IoInsn,
-        /// Bytes that it asks for.
-        requested: u64,
-        /// Bytes that are there.
-        found: usize,
-    },
-    /// `data` is not hexadecimal.
-    #[error("`data` is not a list of bytes, two hexadecimal digits each")]
-    NotBytes,
-    /// An instruction ends in one error at most.
-    #[error("a record has `fault` or `refused`, not both")]
-    TwoErrors,
-    /// It is longer than may be read.
-    #[error("the line is longer than {limit} bytes: `TraceLimits::line` is the longest that is read")]
-    LongLine {
-        /// The longest line that is read.
-        limit: usize,
-    },
-    /// There are more records than may be read.
-    #[error("the file has more than {limit} records: `TraceLimits::records` is how many are read")]
-    TooManyRecords {
-        /// How many are read.
-        limit: usize,
-    },
-    /// The file ends before its last line does.
-    #[error("the file is cut off: a trace ends with a line such as {{\"records\":7}}")]
-    CutOff,
-    /// Records are missing or too many.
-    #[error("the last line states {stated} records, and there are {found}")]
-    Count {
-        /// The number in the last line.
-        stated: usize,
-        /// Records before it.
-        found: usize,
-    },
-    /// Something follows the last line.
-    #[error("there is more after the line that ends the trace")]
-    AfterTheEnd,
-}
-
-/// Reads the next line into `line`, and no more than `limit` bytes of it.
-fn read_line<'l>(file: &mut impl BufRead, line: &'l mut Vec<u8>, limit: usize) -> Result<&'l [u8], TraceProblem> {
-    line.clear();
-    let with_newline = (limit as u64).saturating_add(1);
-    file.take(with_newline).read_until(b'\n', line).map_err(TraceProblem::Read)?;
-    match line.strip_suffix(b"\n") {
-        Some(text) => Ok(text),
-        None if line.len() > limit => Err(TraceProblem::LongLine { limit }),
-        None => Err(TraceProblem::CutOff),
-    }
-}
-
-fn check_header(text: &[u8]) -> Result<(), TraceProblem> {
+/// Returns the version, and what the line says about the trace.
+pub(super) fn parse_header(text: &[u8]) -> Result<(u32, TraceHeader), TraceProblem> {
     match serde_json::from_slice(text) {
-        Ok(Header { version: FORMAT_VERSION }) => Ok(()),
-        Ok(Header { version: found }) => Err(TraceProblem::Version { found }),
-        Err(_) => Err(TraceProblem::NotATrace),
+        Ok(Version { version: 1..=FORMAT_VERSION }) => {}
+        Ok(Version { version: found }) => return Err(TraceProblem::Version { found }),
+        Err(_) => return Err(TraceProblem::NotATrace),
     }
+    let Header { version, on, machine, bios, date, cpu, port_source } = parse(text)?;
+    Ok((version, TraceHeader { on, machine, bios, date, cpu, port_source }))
 }
 
-fn parse_record(text: &[u8]) -> Result<Record, TraceProblem> {
-    let line: Line = serde_json::from_slice(text).map_err(|error| {
+/// Parses an object in which keys that begin with `x-` are ignored.
+fn parse<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T, TraceProblem> {
+    let parsed = serde_json::from_slice(text);
+    parsed.map(|Extended(object)| object).map_err(|error: serde_json::Error| {
         let message = error.to_string();
         // The line that serde_json counts is its own, always 1.
         let message = message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
         TraceProblem::Syntax { column: error.column(), message: shortened(message) }
-    })?;
-    let insn = line.insn.parse().map_err(|source| TraceProblem::Insn { text: quoted(&line.insn), source })?;
-    let error = match (line.fault, line.refused) {
-        (None, None) => None,
-        (Some(Fault { vector, error_code, address }), None) => {
+    })
+}
+
+fn parse_insn(text: &str) -> Result<IoInsn, TraceProblem> {
+    text.parse().map_err(|source| TraceProblem::Insn { text: quoted(text), source })
+}
+
+fn parse_record(text: &[u8]) -> Result<Record, TraceProblem> {
+    let line: RecordLine = parse(text)?;
+    let insn = parse_insn(&line.insn)?;
+    let error = match (line.fault, line.refused, line.returned) {
+        (None, None, true) => None,
+        (Some(Fault { vector, error_code, address }), None, true) => {
             Some(RecordedError::Fault(IoFault { vector, error_code, address: address.0 }))
         }
-        (None, Some(words)) => Some(RecordedError::Refused(words)),
-        (Some(_), Some(_)) => return Err(TraceProblem::TwoErrors),
+        (None, Some(words), true) => Some(RecordedError::Refused(words)),
+        (None, None, false) => Some(RecordedError::DidNotReturn),
+        _ => return Err(TraceProblem::TwoErrors),
     };
-    let before = Gprs::from_words(line.before.0.map(Option::unwrap_or_default));
-    let mut after = before.to_words();
-    for (word, changed) in after.iter_mut().zip(line.after.0) {
-        *word = changed.unwrap_or(*word);
-    }
-    let after = Gprs::from_words(after);
+    let before = line.before.or(&Gprs::default());
+    let after = line.after.or(&before);
     let data = bytes_from_hex(&line.data).ok_or(TraceProblem::NotBytes)?;
-    let record = Record { insn, before, after, data, error };
+    let record = Record { insn, before, after, data, error, duration: line.ns.map(Duration::from_nanos) };
     let (requested, found) = (record.requested().unwrap_or(0), record.data.len());
     match found as u64 {
         all if all == requested => Ok(record),
@@ -417,29 +177,52 @@ fn parse_record(text: &[u8]) -> Result<Record, TraceProblem> {
     }
 }
 
+pub(super) fn write_header(file: &mut impl Write, header: &TraceHeader) -> io::Result<()> {
+    let TraceHeader { on, machine, bios, date, cpu, port_source } = header.clone();
+    write_line(file, &Header { version: FORMAT_VERSION, on, machine, bios, date, cpu, port_source })
+}
+
+pub(super) fn write_announcement(file: &mut impl Write, pending: &Pending) -> io::Result<()> {
+    let before = Words::other_than(&pending.before, &Gprs::default());
+    write_line(file, &Announcement { about_to: pending.insn.to_string(), before })
+}
+
+pub(super) fn write_record(file: &mut impl Write, record: &Record) -> io::Result<()> {
+    write_line(file, &RecordLine::from(record))
+}
+
+pub(super) fn write_end(file: &mut impl Write, records: usize) -> io::Result<()> {
+    write_line(file, &End { records })
+}
+
+/// In one piece: a file that takes whole writes has whole lines.
 fn write_line(file: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
     file.write_all(&text)
 }
 
-impl From<&Record> for Line {
+impl From<&Record> for RecordLine {
     fn from(record: &Record) -> Self {
-        let (before, after) = (record.before.to_words(), record.after.to_words());
-        let (fault, refused) = match &record.error {
-            None => (None, None),
-            Some(RecordedError::Refused(words)) => (None, Some(words.clone())),
+        let (mut fault, mut refused, mut returned) = (None, None, true);
+        match &record.error {
+            None => {}
+            Some(RecordedError::Refused(words)) => refused = Some(words.clone()),
             Some(RecordedError::Fault(IoFault { vector, error_code, address })) => {
-                (Some(Fault { vector: *vector, error_code: *error_code, address: Hex(*address) }), None)
+                fault = Some(Fault { vector: *vector, error_code: *error_code, address: Hex(*address) });
             }
-        };
+            Some(RecordedError::DidNotReturn) => returned = false,
+        }
         Self {
             insn: record.insn.to_string(),
-            before: Words(before.map(|word| (word != 0).then_some(word))),
-            after: Words(core::array::from_fn(|i| (after[i] != before[i]).then_some(after[i]))),
+            before: Words::other_than(&record.before, &Gprs::default()),
+            after: Words::other_than(&record.after, &record.before),
             data: record.data.iter().map(|byte| format!("{byte:02x}")).collect(),
             fault,
             refused,
+            returned,
+            // More than a u64 has room for are 584 years.
+            ns: record.duration.map(|duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
         }
     }
 }
@@ -458,6 +241,21 @@ fn bytes_from_hex(text: &str) -> Option<Vec<u8>> {
 struct Words([Option<u64>; 16]);
 
 impl Words {
+    /// The registers, where they differ from others.
+    fn other_than(gprs: &Gprs, others: &Gprs) -> Self {
+        let (words, others) = (gprs.to_words(), others.to_words());
+        Self(core::array::from_fn(|i| (words[i] != others[i]).then_some(words[i])))
+    }
+
+    /// All registers: those that are not here are as in `others`.
+    fn or(&self, others: &Gprs) -> Gprs {
+        let mut words = others.to_words();
+        for (word, here) in words.iter_mut().zip(self.0) {
+            *word = here.unwrap_or(*word);
+        }
+        Gprs::from_words(words)
+    }
+
     fn is_empty(&self) -> bool {
         self.0.iter().all(Option::is_none)
     }

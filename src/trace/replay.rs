@@ -143,6 +143,9 @@ pub enum ReplayError {
         /// What it is.
         expected: String,
     },
+    /// The access was recorded as one that did not return: what the hardware would have answered is not known.
+    #[error("the recorded access did not return")]
+    DidNotReturn,
     /// An IN that left bits 63 to 32 of RAX set, which a bus cannot reproduce: it zero-extends EAX as a processor does.
     #[error("access {number} of the trace cannot be replayed: an IN of 4 bytes left RAX at {rax:#x}")]
     WideInput {
@@ -329,6 +332,7 @@ impl RecordedError {
         match self {
             Self::Fault(fault) => Box::new(*fault),
             Self::Refused(words) => words.clone().into(),
+            Self::DidNotReturn => Box::new(ReplayError::DidNotReturn),
         }
     }
 }
