@@ -149,7 +149,12 @@ pub fn cpu_info(key: &str) -> Option<String> {
 fn cpu_model() -> Option<String> {
     let number = |key| cpu_info(key).unwrap_or_else(|| "?".to_owned());
     let name = cpu_info("model name")?;
-    Some(format!("{name} (family {}, model {}, stepping {})", number("cpu family"), number("model"), number("stepping")))
+    Some(format!(
+        "{name} (family {}, model {}, stepping {})",
+        number("cpu family"),
+        number("model"),
+        number("stepping")
+    ))
 }
 
 /// Whether the CPU says that it is a virtual machine's (CPUID leaf 1, ECX bit 31).

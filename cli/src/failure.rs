@@ -37,22 +37,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
-        Self::Fault,
-        Self::Device,
-        Self::NoAnswer,
-        Self::Io,
-        Self::Trace,
-        Self::Build,
-        Self::Decode,
-        Self::Usage,
-        Self::Refused,
-        Self::NoPrivilege,
-        Self::NoSuchCpu,
-        Self::Expectation,
-        Self::Replay,
-    ];
-
     pub const fn name(self) -> &'static str {
         match self {
             Self::ClosedPipe => "closed_pipe",
@@ -145,10 +129,7 @@ impl Failure {
 
 impl From<PrivilegeError> for Failure {
     fn from(error: PrivilegeError) -> Self {
-        let message = match std::error::Error::source(&error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        };
+        let message = sentence(&error);
         match error {
             PrivilegeError::Refused { call, reason: Refusal { capable, locked_down, .. } } => {
                 Self::new(Kind::NoPrivilege, message)
@@ -169,5 +150,13 @@ impl From<PrivilegeError> for Failure {
 impl From<ioemul::BuildError> for Failure {
     fn from(error: ioemul::BuildError) -> Self {
         Self::new(Kind::Build, error.to_string())
+    }
+}
+
+/// An error and what is behind it.
+pub fn sentence(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", sentence(source)),
+        None => error.to_string(),
     }
 }

@@ -101,7 +101,8 @@ impl<'c> Machine<'c> {
         let log = log.map(|begin| begin()).transpose()?;
         let record = context.globals.record.as_deref().map(|file| record(context, plan, file)).transpose()?;
         let ports = plan.ports(context);
-        let builder = IoEmulator::builder().quirks(plan.quirks(context)).events(Listener { record, log, duration: None });
+        let builder =
+            IoEmulator::builder().quirks(plan.quirks(context)).events(Listener { record, log, duration: None });
         let (builder, counter) = match &context.globals.on {
             // SAFETY: these ports are the plan's and no others. A person at this machine has asked for its accesses, the hazards
             // among them by name, and has the privilege without which the CPU refuses them.
@@ -165,7 +166,9 @@ impl<'c> Machine<'c> {
     /// What the emulator's error is, if it comes from somebody who used it directly.
     pub fn failure_of(&mut self, error: &ioemul::guest_rpc::GuestRpcError) -> Failure {
         match (error, self.refusal.take()) {
-            (ioemul::guest_rpc::GuestRpcError::Access { error: Error::Fault { .. }, .. }, Some(refusal)) => refusal.into(),
+            (ioemul::guest_rpc::GuestRpcError::Access { error: Error::Fault { .. }, .. }, Some(refusal)) => {
+                refusal.into()
+            }
             _ => Failure::guest_rpc(error),
         }
     }

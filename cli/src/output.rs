@@ -17,6 +17,9 @@ pub const JSON_VERSION: u32 = 1;
 pub const CHANGED: Style = Style::new().bold();
 /// What is beside the point.
 pub const FAINT: Style = Style::new().dimmed();
+/// What is there, and what is not.
+pub const AVAILABLE: Style = AnsiColor::Green.on_default();
+pub const MISSING: Style = AnsiColor::Yellow.on_default();
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 
 /// How results are printed.

@@ -1,6 +1,8 @@
 //! What a command is about to do, known before it does it: what `-n` prints, and what the interlocks judge.
 
-use ioemul::{Direction, Gprs, Hazard, IoInsn, IoPortOwners, PortAccess, PortPermissions, PortSet, Quirk, QuirkTable, Width};
+use ioemul::{
+    Direction, Gprs, Hazard, IoInsn, IoPortOwners, PortAccess, PortPermissions, PortSet, Quirk, QuirkTable, Width,
+};
 use serde_json::{Value, json};
 
 use crate::context::{self, Context};
@@ -128,7 +130,9 @@ impl Plan {
                 "{access} is refused: the driver {:?} has port {port:#x} (/proc/ioports; --allow-busy {port:#x} permits it)",
                 owner.name
             );
-            return Err(Failure::refused("busy", message).fact("port", format!("{port:#x}")).fact("owner", &*owner.name));
+            return Err(Failure::refused("busy", message)
+                .fact("port", format!("{port:#x}"))
+                .fact("owner", &*owner.name));
         }
         Ok(())
     }
@@ -162,7 +166,9 @@ impl Plan {
         for (insn, gprs) in self.steps.iter().take(SHOWN) {
             context.out.line(format_args!("  {:<6} {insn:<14} port {:#x}", bytes(*insn), insn.port(gprs)))?;
             let registers = output::assignments(gprs);
-            context.out.line(format_args!("         {}", if registers.is_empty() { "all registers 0" } else { &registers }))?;
+            context
+                .out
+                .line(format_args!("         {}", if registers.is_empty() { "all registers 0" } else { &registers }))?;
             if let Some(name) = quirk(*insn, gprs) {
                 context.out.line(format_args!("         by the quirk {name:?}"))?;
             }

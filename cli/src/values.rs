@@ -265,7 +265,9 @@ fn is_possible(name: &str) -> Result<(), String> {
             "{name}: the stack pointer cannot be given: it stays this process's own while the access is made, since signals \
              are delivered on that stack"
         )),
-        "rip" | "eip" | "ip" => Err(format!("{name}: the instruction pointer cannot be given: the access runs in this process")),
+        "rip" | "eip" | "ip" => {
+            Err(format!("{name}: the instruction pointer cannot be given: the access runs in this process"))
+        }
         _ => Ok(()),
     }
 }
@@ -287,7 +289,11 @@ impl Registers {
             if registers.given.iter().zip(bits).any(|(given, bits)| given & bits != 0) {
                 return Err(format!("{word}: {name}, or a part of it, is given twice"));
             }
-            set_register(&mut registers.gprs, &name, value.parse::<Number>().map_err(|why| format!("{word}: {why}"))?.0)?;
+            set_register(
+                &mut registers.gprs,
+                &name,
+                value.parse::<Number>().map_err(|why| format!("{word}: {why}"))?.0,
+            )?;
             registers.given.iter_mut().zip(bits).for_each(|(given, bits)| *given |= bits);
         }
         Ok(registers)
@@ -308,18 +314,16 @@ impl Registers {
         }
     }
 
-    /// Whether any of these bits were given, by the register's 64-bit name.
-    pub fn has(&self, name: &str, bits: u64) -> bool {
-        Gprs::NAMES.iter().position(|known| *known == name).is_some_and(|word| self.given[word] & bits != 0)
-    }
-
     /// Puts a value that the protocol asks for to a register, unless something else was given for these bits.
     pub fn put(&mut self, name: &str, value: u64, why: &str) -> Result<(), String> {
         let [bits] = Self::bits(name).map(|bits| [bits])?;
         let is_other = self.given.iter().zip(bits).any(|(given, bits)| given & bits != 0)
             && register(&self.gprs, name) != Some(value);
         if is_other {
-            return Err(format!("{name}={:#x}: {why}, {value:#x} here", register(&self.gprs, name).unwrap_or_default()));
+            return Err(format!(
+                "{name}={:#x}: {why}, {value:#x} here",
+                register(&self.gprs, name).unwrap_or_default()
+            ));
         }
         set_register(&mut self.gprs, name, value)
     }

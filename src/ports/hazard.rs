@@ -25,10 +25,18 @@ pub struct Hazard {
     pub device: &'static str,
     /// What an access can do.
     pub reason: &'static str,
+    /// Whether a read does something as well: it takes a byte, moves a flip-flop, or comes between two accesses of a
+    /// driver. Other hazards are in writing only.
+    pub reading_acts: bool,
 }
 
 const fn hazard(ports: RangeInclusive<u16>, device: &'static str, reason: &'static str) -> Hazard {
-    Hazard { ports, device, reason }
+    Hazard { ports, device, reason, reading_acts: false }
+}
+
+/// One of which reading is a part.
+const fn active(ports: RangeInclusive<u16>, device: &'static str, reason: &'static str) -> Hazard {
+    Hazard { reading_acts: true, ..hazard(ports, device, reason) }
 }
 
 impl Hazard {
@@ -38,7 +46,7 @@ impl Hazard {
     /// Port 0x80 is not among them, though it lies with the DMA page registers: it takes POST codes, and writing it is
     /// the customary way to waste a microsecond.
     pub const ALL: &[Hazard] = &[
-        hazard(
+        active(
             0x00..=0x0f,
             "DMA controller 1",
             "a channel programmed here makes a device read or overwrite memory that the kernel owns",
@@ -49,7 +57,7 @@ impl Hazard {
             "Super I/O configuration",
             "a stray write can move or disable serial ports, fan control or the watchdog",
         ),
-        hazard(
+        active(
             0x40..=0x43,
             "interval timer",
             "a reprogrammed counter stops or skews the clock that the kernel may run on",
@@ -59,7 +67,7 @@ impl Hazard {
             "Super I/O configuration",
             "a stray write can move or disable serial ports, fan control or the watchdog",
         ),
-        hazard(
+        active(
             0x60..=0x60,
             "keyboard controller data",
             "a read takes a byte from the keyboard driver, and after command 0xd1 a write with bit 0 clear resets the CPU",
@@ -69,13 +77,13 @@ impl Hazard {
             "system control port B",
             "a write changes which hardware errors raise an NMI, and gates timer counter 2",
         ),
-        hazard(
+        active(
             0x62..=0x62,
             "embedded controller data",
             "an access in the middle of the ACPI driver's transaction corrupts it: battery, fans, power button",
         ),
         hazard(0x64..=0x64, "keyboard controller command", "command 0xfe pulses the reset line of the CPU"),
-        hazard(
+        active(
             0x66..=0x66,
             "embedded controller command",
             "an access in the middle of the ACPI driver's transaction corrupts it: battery, fans, power button",
@@ -97,13 +105,13 @@ impl Hazard {
             "APM control and status",
             "a write to 0xb2 raises an SMI, and firmware obeys it above the kernel",
         ),
-        hazard(
+        active(
             0xc0..=0xdf,
             "DMA controller 2",
             "a channel programmed here makes a device read or overwrite memory that the kernel owns",
         ),
-        hazard(0x170..=0x177, "secondary IDE channel", "a command written here can overwrite a disk"),
-        hazard(0x1f0..=0x1f7, "primary IDE channel", "a command written here can overwrite a disk"),
+        active(0x170..=0x177, "secondary IDE channel", "a command written here can overwrite a disk"),
+        active(0x1f0..=0x1f7, "primary IDE channel", "a command written here can overwrite a disk"),
         hazard(
             0x4d0..=0x4d1,
             "interrupt edge/level control",
@@ -163,6 +171,14 @@ mod tests {
             "0x0-0xf,0x20-0x21,0x2e-0x2f,0x40-0x43,0x4e-0x4f,0x60-0x62,0x64,0x66,0x70-0x77,0x81-0x8f,0x92,0xa0-0xa1,\
              0xb2-0xb3,0xc0-0xdf,0x170-0x177,0x1f0-0x1f7,0x4d0-0x4d1,0xcf8-0xcff"
         );
+    }
+
+    #[test]
+    fn reading_acts_where_a_read_takes_or_turns_something() {
+        let acts = |port| Hazard::at(port, Width::Byte).unwrap().reading_acts;
+        // Flip-flops of the DMA controllers and the timer, the keyboard's byte, the controller's, a disk's interrupt.
+        assert!([0x0, 0x40, 0x60, 0x62, 0x66, 0xc0, 0x177, 0x1f7].into_iter().all(acts));
+        assert!(![0x20, 0x61, 0x64, 0x71, 0xb2, 0xcf8, 0xcf9].into_iter().any(acts));
     }
 
     #[test]

@@ -37,8 +37,12 @@ struct Header {
     date: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     cpu: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    smi_port: Option<Small<u16>>,
     #[serde(skip_serializing_if = "String::is_empty")]
     port_source: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reserved_codes: Vec<(Small<u8>, String)>,
 }
 
 /// What every version of the first line says.
@@ -134,8 +138,10 @@ pub(super) fn parse_header(text: &[u8]) -> Result<(u32, TraceHeader), TraceProbl
         Ok(Version { version: found }) => return Err(TraceProblem::Version { found }),
         Err(_) => return Err(TraceProblem::NotATrace),
     }
-    let Header { version, on, machine, bios, date, cpu, port_source } = parse(text)?;
-    Ok((version, TraceHeader { on, machine, bios, date, cpu, port_source }))
+    let Header { version, on, machine, bios, date, cpu, smi_port, port_source, reserved_codes } = parse(text)?;
+    let smi_port = smi_port.map(|port| port.0);
+    let reserved_codes = reserved_codes.into_iter().map(|(code, name)| (code.0, name)).collect();
+    Ok((version, TraceHeader { on, machine, bios, date, cpu, smi_port, port_source, reserved_codes }))
 }
 
 /// Parses an object in which keys that begin with `x-` are ignored.
@@ -178,8 +184,11 @@ fn parse_record(text: &[u8]) -> Result<Record, TraceProblem> {
 }
 
 pub(super) fn write_header(file: &mut impl Write, header: &TraceHeader) -> io::Result<()> {
-    let TraceHeader { on, machine, bios, date, cpu, port_source } = header.clone();
-    write_line(file, &Header { version: FORMAT_VERSION, on, machine, bios, date, cpu, port_source })
+    let TraceHeader { on, machine, bios, date, cpu, smi_port, port_source, reserved_codes } = header.clone();
+    let smi_port = smi_port.map(Small);
+    let reserved_codes = reserved_codes.into_iter().map(|(code, name)| (Small(code), name)).collect();
+    let version = FORMAT_VERSION;
+    write_line(file, &Header { version, on, machine, bios, date, cpu, smi_port, port_source, reserved_codes })
 }
 
 pub(super) fn write_announcement(file: &mut impl Write, pending: &Pending) -> io::Result<()> {
@@ -323,5 +332,22 @@ impl<'de> Deserialize<'de> for Hex {
         number
             .map(Hex)
             .ok_or_else(|| D::Error::custom(format_args!("`{}` is not a 64-bit number such as 0x1f", quoted(&text))))
+    }
+}
+
+/// A number of fewer bits than 64, written likewise.
+struct Small<T>(T);
+
+impl<T: fmt::LowerHex> Serialize for Small<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#x}", self.0))
+    }
+}
+
+impl<'de, T: TryFrom<u64>> Deserialize<'de> for Small<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Hex(number) = Hex::deserialize(deserializer)?;
+        let small = T::try_from(number).map(Small);
+        small.map_err(|_| D::Error::custom(format_args!("{number:#x} has more than {} bits", 8 * size_of::<T>())))
     }
 }

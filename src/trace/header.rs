@@ -24,8 +24,12 @@ pub struct TraceHeader {
     pub date: String,
     /// The processor's brand string.
     pub cpu: String,
-    /// Where the port that matters was taken from: `FADT`, a command line.
+    /// The port that raises SMIs, if that is what was recorded.
+    pub smi_port: Option<u16>,
+    /// Where that port was taken from: `FADT`, a command line.
     pub port_source: String,
+    /// Codes that were kept away from that port, and their names: `(0xf1, "ACPI_DISABLE")`.
+    pub reserved_codes: Vec<(u8, String)>,
 }
 
 macro_rules! setters {

@@ -106,7 +106,8 @@ fn call(context: &Context, ax: u16, gprs: Gprs) -> Result {
     match failure(&access) {
         None => Ok(()),
         Some(why) => {
-            Err(Failure::new(Kind::Device, format!("the firmware reports a failure of {ax:#06x}: {why}")).fact("why", why))
+            Err(Failure::new(Kind::Device, format!("the firmware reports a failure of {ax:#06x}: {why}"))
+                .fact("why", why))
         }
     }
 }

@@ -60,7 +60,8 @@ fn instruction(arguments: &Exec) -> Result<(IoInsn, &[String])> {
     let (insn, len) = IoInsn::decode_in(arguments.mode.into(), &bytes)
         .map_err(|error| Failure::new(Kind::Usage, format!("{hex}: {error}")))?;
     if len != bytes.len() {
-        let message = format!("{hex}: `{insn}` has {len} bytes, and there are {}: one instruction is executed", bytes.len());
+        let message =
+            format!("{hex}: `{insn}` has {len} bytes, and there are {}: one instruction is executed", bytes.len());
         return Err(Failure::usage(message));
     }
     Ok((insn, &arguments.words))
@@ -78,7 +79,9 @@ fn memory(insn: IoInsn, gprs: &ioemul::Gprs, file: &Path) -> Result<Vec<u8>> {
     };
     let len = elements.checked_mul(insn.width.bytes().into()).filter(|len| *len <= LONGEST);
     let len = len.ok_or_else(|| {
-        Failure::usage(format!("`{insn}` would move {elements} elements, and at most 16 MiB are moved: rcx is the count"))
+        Failure::usage(format!(
+            "`{insn}` would move {elements} elements, and at most 16 MiB are moved: rcx is the count"
+        ))
     })? as usize;
     if insn.direction == Direction::In {
         return Ok(vec![0; len]);

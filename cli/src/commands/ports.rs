@@ -56,9 +56,7 @@ pub fn index(context: &Context, ports: IndexData, register: Number, value: Optio
     let select = out_to(ports.index, Width::Byte, register);
     let (title, data) = match value {
         None => (format!("read register {register:#x}"), in_from(ports.data, Width::Byte)),
-        Some(value) => {
-            (format!("write {value:#x} to register {register:#x}"), out_to(ports.data, Width::Byte, value))
-        }
+        Some(value) => (format!("write {value:#x} to register {register:#x}"), out_to(ports.data, Width::Byte, value)),
     };
     let title = format!("{title} behind ports {:#x} and {:#x}", ports.index, ports.data);
     let plan = Plan { asks: true, ..Plan::new(title, vec![select, data]) };

@@ -153,7 +153,8 @@ impl Course {
         let out = context.out;
         let hex = |codes: &[u8]| codes.iter().map(|code| format!("{code:#04x}")).collect::<Vec<_>>();
         if out.json {
-            let skipped = self.skipped.iter().map(|(code, name)| json!({ "code": format!("{code:#04x}"), "name": name }));
+            let skipped =
+                self.skipped.iter().map(|(code, name)| json!({ "code": format!("{code:#04x}"), "name": name }));
             return out.object(&json!({
                 "v": JSON_VERSION,
                 "on": context.globals.on.to_string(),
@@ -209,17 +210,19 @@ fn print(context: &Context, smi: &Sequence, status: &Access, command: &Access, f
     let changed: Vec<_> = command.after.changed(&command.before).map(|(name, ..)| name).collect();
     let changed = if changed.len() > 15 { "every register, and flags".to_owned() } else { changed.join(" ") };
     let (code, data) = (smi.code, smi.data);
-    context.out.line(format_args!(
-        "{code:#04x} {data:#04x} {time:>10} {smis:>5}  {carry:<5}  {CHANGED}{changed}{CHANGED:#}"
-    ))
+    context
+        .out
+        .line(format_args!("{code:#04x} {data:#04x} {time:>10} {smis:>5}  {carry:<5}  {CHANGED}{changed}{CHANGED:#}"))
 }
 
 /// A new log. One that is there may be all that a machine has left behind.
 fn begin(context: &Context, file: &Path, firmware: &Firmware) -> Result<TraceWriter<File>> {
     let created = match File::create_new(file) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let message =
-                format!("--log {}: the file is there already: --resume goes on with it, or name another", file.display());
+            let message = format!(
+                "--log {}: the file is there already: --resume goes on with it, or name another",
+                file.display()
+            );
             return Err(Failure::usage(message));
         }
         created => created.and_then(|created| TraceWriter::with_header(created, &context.header(Some(firmware)))),

@@ -103,7 +103,13 @@ impl Sequence {
     }
 
     /// What a program is told, beside the access.
-    pub fn object(&self, context: &Context, status: &Access, command: &Access, firmware: &Firmware) -> serde_json::Value {
+    pub fn object(
+        &self,
+        context: &Context,
+        status: &Access,
+        command: &Access,
+        firmware: &Firmware,
+    ) -> serde_json::Value {
         let mut object = report::object(context, command);
         object.insert("code".to_owned(), format!("{:#04x}", self.code).into());
         object.insert("data_port".to_owned(), format!("{:#04x}", self.data).into());
@@ -147,7 +153,9 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
         {
             let verdict = if is_smi { "an SMI, by its time" } else { "no SMI, by its time" };
             let (took, yardstick) = (crate::output::time(took), crate::output::time(yardstick));
-            context.out.remark(format_args!("{verdict}: {took}, and {yardstick} for the status port ({})", why(&machine)));
+            context
+                .out
+                .remark(format_args!("{verdict}: {took}, and {yardstick} for the status port ({})", why(&machine)));
         }
     }
     machine.close()?;
@@ -180,7 +188,9 @@ fn count(context: &Context) -> Result {
         return Err(Failure::new(Kind::NoAnswer, format!("nobody counts SMIs here: {why}")));
     };
     match context.out.json {
-        true => context.out.object(&json!({ "v": JSON_VERSION, "on": context.globals.on.to_string(), "smi_count": count })),
+        true => {
+            context.out.object(&json!({ "v": JSON_VERSION, "on": context.globals.on.to_string(), "smi_count": count }))
+        }
         false => context.out.line(count),
     }
 }
@@ -195,7 +205,8 @@ fn info(context: &Context) -> Result {
         Counter::None(why) => format!("nobody counts: {why}; an SMI is told by its time"),
     };
     if context.out.json {
-        let reserved = firmware.reserved.iter().map(|(code, name)| json!({ "code": format!("{code:#04x}"), "name": name }));
+        let reserved =
+            firmware.reserved.iter().map(|(code, name)| json!({ "code": format!("{code:#04x}"), "name": name }));
         return context.out.object(&json!({
             "v": JSON_VERSION,
             "on": context.globals.on.to_string(),

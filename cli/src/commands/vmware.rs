@@ -21,21 +21,19 @@ pub fn run(context: &Context, command: &Vmware) -> Result {
     match command {
         Vmware::Info => info(context),
         Vmware::Rpc { request } => {
-            let reply = request_once(context, request)?;
+            let Some(reply) = request_once(context, request)? else { return Ok(()) };
             print(context, request, &reply)
         }
         Vmware::Get { key } => {
             let request = format!("info-get {}", variable(key)?);
-            let reply = accepted(&request, request_once(context, &request)?)?;
-            print(context, &request, &reply)
+            let Some(reply) = request_once(context, &request)? else { return Ok(()) };
+            print(context, &request, &accepted(&request, reply)?)
         }
         Vmware::Set { key, value } => {
             let request = format!("info-set {} {value}", variable(key)?);
-            let reply = accepted(&request, request_once(context, &request)?)?;
-            match (context.out.json, reply) {
-                (true, reply) => print(context, &request, &reply),
-                (false, _) => Ok(()),
-            }
+            let Some(reply) = request_once(context, &request)? else { return Ok(()) };
+            let reply = accepted(&request, reply)?;
+            if context.out.json { print(context, &request, &reply) } else { Ok(()) }
         }
         Vmware::Call { command, registers } => {
             let command = command.within(16, "a command").map_err(Failure::usage)? as u16;
@@ -45,7 +43,9 @@ pub fn run(context: &Context, command: &Vmware) -> Result {
                 ("cx", command.into(), "CX holds the command"),
                 ("dx", VmwareBackdoor::PORT.into(), "DX names the port"),
             ];
-            put.into_iter().try_for_each(|(name, value, why)| registers.put(name, value, why)).map_err(Failure::usage)?;
+            put.into_iter()
+                .try_for_each(|(name, value, why)| registers.put(name, value, why))
+                .map_err(Failure::usage)?;
             call(context, command, registers.gprs)
         }
     }
@@ -68,8 +68,10 @@ fn plan(title: String, steps: Vec<(IoInsn, Gprs)>) -> Plan {
     // The high-bandwidth port, for INSB and OUTSB.
     let port = VmwareBackdoor::HIGH_BANDWIDTH_PORT;
     let string = |direction, insn| PortAccess { port, width: Width::Byte, direction, insn };
-    let further =
-        vec![string(Direction::In, IoInsn::rep_ins(Width::Byte)), string(Direction::Out, IoInsn::rep_outs(Width::Byte))];
+    let further = vec![
+        string(Direction::In, IoInsn::rep_ins(Width::Byte)),
+        string(Direction::Out, IoInsn::rep_outs(Width::Byte)),
+    ];
     // VMware answers without privilege.
     let version = (IN, command(GET_VERSION));
     Plan { further, tries: true, ..Plan::new(title, std::iter::once(version).chain(steps).collect()) }
@@ -86,9 +88,10 @@ fn greet(machine: &mut Machine<'_>) -> Result<Access> {
     }
 }
 
-fn request_once(context: &Context, request: &str) -> Result<Vec<u8>> {
+/// The host's reply; `None` where it was not to be asked.
+fn request_once(context: &Context, request: &str) -> Result<Option<Vec<u8>>> {
     let plan = plan(format!("GuestRPC request {request:?}"), Vec::new());
-    let Some(mut machine) = Machine::open(context, &plan)? else { return Err(Failure::new(Kind::ClosedPipe, "")) };
+    let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(None) };
     greet(&mut machine)?;
     let reply = GuestRpc::open(machine.emulator()).and_then(|mut channel| {
         let reply = channel.request(request.as_bytes())?;
@@ -96,7 +99,7 @@ fn request_once(context: &Context, request: &str) -> Result<Vec<u8>> {
     });
     let reply = reply.map_err(|error| machine.failure_of(&error))?;
     machine.close()?;
-    Ok(reply)
+    Ok(Some(reply))
 }
 
 /// What follows the `1 ` of success.
