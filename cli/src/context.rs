@@ -9,7 +9,7 @@ use ioemul::trace::{Progress, Trace, TraceHeader};
 use ioemul::{DmiIdentity, Fadt, FadtReadError, PortSet};
 
 use crate::args::Globals;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, sentence};
 use crate::firmware::Firmware;
 use crate::output::Output;
 use crate::values::On;
@@ -76,7 +76,7 @@ impl Context {
     /// The port for SMIs, and the codes to keep away from.
     pub fn firmware(&self) -> Result<Firmware> {
         if let Some(file) = &self.globals.fadt {
-            let fadt = Fadt::read_from(file).map_err(|error| Failure::new(Kind::Io, error.to_string()))?;
+            let fadt = Fadt::read_from(file).map_err(|error| Failure::new(Kind::Io, sentence(&error)))?;
             return Firmware::of(&fadt, &file.display().to_string());
         }
         match &self.globals.on {
@@ -92,20 +92,27 @@ impl Context {
                     Failure::new(Kind::Trace, message)
                 })
             }
-            On::Hardware => match Fadt::read() {
-                Ok(fadt) => Firmware::of(&fadt, "FADT"),
-                Err(error) if self.globals.dry_run => Ok(Firmware::usual(&error)),
-                Err(error) => {
-                    let message = format!(
-                        "{error}: without the FADT nobody knows which port raises an SMI, and which codes are ACPI's (--fadt FILE \
-                         reads it from a file)"
-                    );
-                    match matches!(error, FadtReadError::NotPermitted { .. }) {
-                        true => Err(Failure::new(Kind::NoPrivilege, message).fact("call", "open")),
-                        false => Err(Failure::refused("fadt", message)),
-                    }
-                }
+            On::Hardware => match self.firmware_of_machine() {
+                // What would be done is no harm to anybody.
+                Err(failure) if self.globals.dry_run => Ok(Firmware::usual(&failure.message)),
+                found => found,
             },
+        }
+    }
+
+    fn firmware_of_machine(&self) -> Result<Firmware> {
+        let error = match Fadt::read() {
+            Ok(fadt) => return Firmware::of(&fadt, "FADT"),
+            Err(error) => error,
+        };
+        let message = format!(
+            "{}: without the FADT nobody knows which port raises an SMI, and which codes are ACPI's (--fadt FILE reads it from a \
+             file)",
+            sentence(&error)
+        );
+        match error {
+            FadtReadError::NotPermitted { .. } => Err(Failure::new(Kind::NoPrivilege, message).fact("call", "open")),
+            _ => Err(Failure::refused("fadt", message)),
         }
     }
 

@@ -1,9 +1,9 @@
 //! The SMI command port and the codes that are ACPI's: from the FADT, or from the trace that is replayed.
 
+use ioemul::Fadt;
 use ioemul::trace::TraceHeader;
-use ioemul::{Fadt, FadtReadError};
 
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Result};
 use crate::pc;
 
 /// What ACPI says of SMIs.
@@ -18,7 +18,7 @@ pub struct Firmware {
 
 impl Firmware {
     pub fn of(fadt: &Fadt, source: &str) -> Result<Self> {
-        let port = fadt.smi_command().map_err(|error| Failure::new(Kind::NoAnswer, format!("{source}: {error}")))?;
+        let port = fadt.smi_command().map_err(|error| Failure::refused("fadt", format!("{source}: {error}")))?;
         let reserved = fadt.reserved_codes().map(|(code, name)| (code, name.to_owned())).collect();
         Ok(Self { port, source: source.to_owned(), reserved })
     }
@@ -34,8 +34,8 @@ impl Firmware {
     }
 
     /// The port that nearly every PC has, for a dry run by a user who may not read the FADT.
-    pub fn usual(error: &FadtReadError) -> Self {
-        Self { port: 0xb2, source: format!("the usual one: {error}"), reserved: Vec::new() }
+    pub fn usual(why: &str) -> Self {
+        Self { port: 0xb2, source: format!("the usual one: {why}"), reserved: Vec::new() }
     }
 
     pub fn name_of(&self, code: u8) -> Option<&str> {

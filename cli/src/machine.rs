@@ -109,7 +109,11 @@ impl<'c> Machine<'c> {
             On::Hardware => (unsafe { builder.native(ports) }, hardware.counter(plan, cpu)),
             On::BusPc => {
                 let (bus, smis) = pc::build().map_err(|error| Failure::new(Kind::Build, error.to_string()))?;
-                (builder.ports(ports).bus(bus), Counter::Model(smis))
+                let counter = match plan.firmware {
+                    Some(_) => Counter::Model(smis),
+                    None => Counter::None(NOT_ASKED.to_owned()),
+                };
+                (builder.ports(ports).bus(bus), counter)
             }
             On::Trace(file) => {
                 let bus = replay(context, file)?;
@@ -187,6 +191,9 @@ impl<'c> Machine<'c> {
     }
 }
 
+/// Why nobody counts SMIs where none are raised.
+const NOT_ASKED: &str = "the command raises none";
+
 /// What is asked of the kernel.
 #[derive(Default)]
 struct Hardware {
@@ -213,7 +220,7 @@ impl Hardware {
     fn counter(&self, plan: &Plan, cpu: Option<usize>) -> Counter {
         match plan.firmware {
             Some(_) => Counter::of_hardware(cpu.unwrap_or(0)),
-            None => Counter::None("not asked for".to_owned()),
+            None => Counter::None(NOT_ASKED.to_owned()),
         }
     }
 }

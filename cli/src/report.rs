@@ -53,7 +53,8 @@ pub fn registers(context: &Context, title: &str, access: &Access) -> Result {
         let all = Gprs::NAMES.iter().zip(after.to_words()).map(|(name, word)| format!("{name}={word:#x}"));
         return out.line(all.collect::<Vec<_>>().join(" "));
     }
-    out.line(format_args!("{title}{}", circumstances(access)))?;
+    let place = if context.is_hardware() { String::new() } else { format!(", on {}", context.globals.on) };
+    out.line(format_args!("{title}{place}{}", circumstances(access)))?;
     let changed: Vec<_> = after.changed(before).filter(|(name, ..)| *name != "rflags").collect();
     for (name, was, is) in &changed {
         out.line(format_args!("  {name:<3} {was:#018x} -> {CHANGED}{is:#018x}{CHANGED:#}"))?;

@@ -67,6 +67,7 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
         context.out.remark(format_args!("goes on behind code {:#04x}, data {:#04x}", last.code, last.data));
     }
     if !context.out.json && !context.out.quiet {
+        context.out.line(format_args!("{}, on {}", plan.title, context.globals.on))?;
         context.out.line("code data       time  SMIs  CF     changed")?;
     }
     for smi in rest {
