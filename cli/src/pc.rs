@@ -123,7 +123,7 @@ impl Rtc {
             _ => return None,
         };
         let value = value as u8;
-        Some(value / 10 << 4 | value % 10)
+        Some(((value / 10) << 4) | (value % 10))
     }
 }
 

@@ -249,7 +249,7 @@ fn set_register(gprs: &mut Gprs, name: &str, value: u64) -> Result<(), String> {
     match flag(name) {
         Some(bit) => match value {
             0 | 1 => {
-                gprs.rflags = gprs.rflags & !bit | bit * value;
+                gprs.rflags = gprs.rflags & !bit | (bit * value);
                 Ok(())
             }
             _ => Err(format!("{name}: a flag is 0 or 1")),
