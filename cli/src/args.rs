@@ -23,15 +23,22 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  ioemul --on bus:pc smi send 0x42 rcx=0x10     an SMI, on device models: no privilege, no hardware
-  ioemul -n smi send 0x5a rbx=1                 what would be done on this machine, without doing it
-  sudo ioemul smi send 0x5a rbx=1               the SMI itself
-  ioemul exec 'in eax, dx' eax=0x564d5868 ecx=10 edx=0x5658
-  ioemul decode 66ed
+  An SMI on device models, without privilege and without hardware:
+    ioemul --on bus:pc smi send 0x42 rcx=0x10
+  What would be done on this machine, without doing it:
+    ioemul -n smi send 0x5a rbx=1
+  The SMI itself:
+    sudo ioemul smi send 0x5a rbx=1
+  Any instruction with any registers:
+    ioemul exec 'in eax, dx' eax=0x564d5868 ecx=10 edx=0x5658
 
 Exit status:
-  0 done   1 the access failed   2 usage   3 refused by an interlock   4 no privilege
-  5 an expectation or a replay did not hold";
+  0  done
+  1  the access failed
+  2  usage
+  3  refused by an interlock
+  4  no privilege
+  5  an expectation or a replay did not hold";
 
 /// What every subcommand takes.
 #[derive(Debug, Clone, Args)]

@@ -106,9 +106,7 @@ pub fn check(context: &Context) -> Result {
     let mut findings = vec![
         Finding { is_needed: true, ..Finding::of("ports", permission.as_ref(), |_| "ioperm opens them".to_owned()) },
         Finding::of("CPU", affinity, |_| format!("this thread may run on CPU {cpu}")),
-        Finding::of("FADT", context.firmware().map_err(|failure| failure.message), |firmware| {
-            format!("the SMI command port is {:#x}", firmware.port)
-        }),
+        Finding::of("FADT", firmware(context), |firmware| format!("the SMI command port is {:#x}", firmware.port)),
         Finding::of("SMI count", counted(cpu), Clone::clone),
         Finding::of("owners", IoPortOwners::read().map_err(|error| crate::failure::sentence(&error)), |owners| {
             format!("/proc/ioports has {} entries", owners.entries().len())
@@ -133,6 +131,11 @@ pub fn check(context: &Context) -> Result {
         Err(error @ PrivilegeError::NoSuchCpu { .. }) => Err(error.into()),
         Err(error) => Err(Failure::from(error)),
     }
+}
+
+/// The FADT's part, whose messages begin with its name.
+fn firmware(context: &Context) -> std::result::Result<crate::firmware::Firmware, String> {
+    context.firmware().map_err(|failure| failure.message.trim_start_matches("FADT: ").to_owned())
 }
 
 fn counted(cpu: usize) -> std::result::Result<String, String> {

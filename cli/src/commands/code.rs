@@ -99,7 +99,9 @@ pub fn listing(context: &Context, arguments: &Listing) -> Result {
     let mut code = vec![0; CodeTable::size(&options)];
     const BASE: u64 = 0x10_0000; // in no memory: addresses are there to be read
     let table = CodeTable::emit(&mut code, BASE, &options).map_err(failed)?;
-    let symbols: Vec<_> = table.symbols().collect();
+    let mut symbols: Vec<_> = table.symbols().collect();
+    // The stub, and then what it calls.
+    symbols.sort_by_key(|symbol| matches!(symbol.name, SymbolName::Helper(_)));
     let is_wanted = |name: &SymbolName| match name {
         SymbolName::Quirk { .. } => !quirks.is_empty(),
         SymbolName::Stub(stub) => quirks.is_empty() && *stub == insn,

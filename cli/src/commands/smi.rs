@@ -114,8 +114,10 @@ impl Sequence {
         object.insert("code".to_owned(), format!("{:#04x}", self.code).into());
         object.insert("data_port".to_owned(), format!("{:#04x}", self.data).into());
         object.insert("port_source".to_owned(), firmware.source.clone().into());
-        object.insert("smi_by".to_owned(), if command.smis.is_some() { "count" } else { "time" }.into());
-        object.insert("smi".to_owned(), happened(status, command).into());
+        let happened = happened(status, command);
+        let by = if command.smis.is_some() { "count" } else { "time" };
+        object.insert("smi".to_owned(), happened.into());
+        object.insert("smi_by".to_owned(), happened.map(|_| by).into());
         object.into()
     }
 }
