@@ -94,7 +94,10 @@ impl Context {
             }
             On::Hardware => match self.firmware_of_machine() {
                 // What would be done is no harm to anybody.
-                Err(failure) if self.globals.dry_run => Ok(Firmware::usual(&failure.message)),
+                Err(failure) if self.globals.dry_run => {
+                    self.out.remark(format_args!("the SMI command port is taken to be 0xb2: {}", failure.message));
+                    Ok(Firmware::usual())
+                }
                 found => found,
             },
         }

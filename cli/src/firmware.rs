@@ -34,8 +34,8 @@ impl Firmware {
     }
 
     /// The port that nearly every PC has, for a dry run by a user who may not read the FADT.
-    pub fn usual(why: &str) -> Self {
-        Self { port: 0xb2, source: format!("the usual one: {why}"), reserved: Vec::new() }
+    pub fn usual() -> Self {
+        Self { port: 0xb2, source: "the usual one".to_owned(), reserved: Vec::new() }
     }
 
     pub fn name_of(&self, code: u8) -> Option<&str> {

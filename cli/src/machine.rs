@@ -242,7 +242,7 @@ fn ask(context: &Context, plan: &Plan) -> Result {
     }
     let accesses = plan.steps.iter().map(|(insn, gprs)| {
         let (port, registers) = (insn.port(gprs), crate::output::assignments(gprs));
-        format!("\n  {:<6} {insn:<14} port {port:#x}  {registers}", plan::bytes(*insn))
+        format!("\n  {:<6} {:<14} port {port:#x}  {registers}", plan::bytes(*insn), insn.to_string())
     });
     let question = format!("{}, on {}{}", plan.title, context.machine(), accesses.take(16).collect::<String>());
     let refused = |why| Err(Failure::refused("confirmation", format!("{}: {why}", plan.title)));

@@ -164,7 +164,12 @@ impl Plan {
         context.out.line(format_args!("{}, on {}: nothing is done", self.title, context.globals.on))?;
         const SHOWN: usize = 32;
         for (insn, gprs) in self.steps.iter().take(SHOWN) {
-            context.out.line(format_args!("  {:<6} {insn:<14} port {:#x}", bytes(*insn), insn.port(gprs)))?;
+            context.out.line(format_args!(
+                "  {:<6} {:<14} port {:#x}",
+                bytes(*insn),
+                insn.to_string(),
+                insn.port(gprs)
+            ))?;
             let registers = output::assignments(gprs);
             context
                 .out
