@@ -183,8 +183,8 @@ impl<'c> Machine<'c> {
 
     /// Ends recording and log.
     pub fn close(self) -> Result {
-        let Listener { record, log, .. } = self.emulator.into_events();
-        for writer in [record, log].into_iter().flatten() {
+        let mut listener = self.emulator.into_events();
+        for writer in [listener.record.take(), listener.log.take()].into_iter().flatten() {
             writer.finish().map_err(|error| Failure::io("the trace", &error))?;
         }
         Ok(())
@@ -280,6 +280,14 @@ pub struct Listener {
     /// Asked last, so that nothing stops an access that it has been told of.
     log: Option<TraceWriter<File>>,
     duration: Option<Duration>,
+}
+
+/// A recording of a command that failed comes to its end all the same: its last record says how. A log does not, since the scan that it
+/// is of can go on.
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.record.take().map(TraceWriter::finish);
+    }
 }
 
 impl Listener {

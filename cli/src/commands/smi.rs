@@ -112,7 +112,7 @@ impl Sequence {
     ) -> serde_json::Value {
         let mut object = report::object(context, command);
         object.insert("code".to_owned(), format!("{:#04x}", self.code).into());
-        object.insert("data_port".to_owned(), format!("{:#04x}", self.data).into());
+        object.insert("data_byte".to_owned(), format!("{:#04x}", self.data).into());
         object.insert("port_source".to_owned(), firmware.source.clone().into());
         let happened = happened(status, command);
         let by = if command.smis.is_some() { "count" } else { "time" };
