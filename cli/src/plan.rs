@@ -94,7 +94,8 @@ impl Plan {
         }
         if self.is_scan && !context::is_virtual() {
             let product = context.dmi().product_name;
-            if context.globals.host.as_deref() != Some(&product) {
+            let product = product.trim();
+            if context.globals.host.as_deref().map(str::trim) != Some(product) {
                 let message = format!(
                     "a scan of a real machine calls firmware that may do anything: say which machine is meant, by --host {product:?}"
                 );
