@@ -67,7 +67,7 @@ const HIDDEN: &str = "\
 0000-0000 : PCI Bus 0000:00
 ";
 
-fn owner<'a>(owners: &'a IoPortOwners, port: u16, width: Width) -> Option<&'a str> {
+fn owner(owners: &IoPortOwners, port: u16, width: Width) -> Option<&str> {
     owners.owner(port, width).map(|owner| &*owner.name)
 }
 
