@@ -128,8 +128,8 @@ impl Plan {
         for port in ports_of(access).filter(|port| !is_permitted(*port)) {
             let Some(owner) = owners.owner(port, Width::Byte) else { continue };
             let message = format!(
-                "{access} is refused: the driver {:?} has port {port:#x} (/proc/ioports; --allow-busy {port:#x} permits it)",
-                owner.name
+                "{access} is refused: the driver \"{}\" has port {port:#x} (/proc/ioports; --allow-busy {port:#x} permits it)",
+                output::printable(&owner.name)
             );
             return Err(Failure::refused("busy", message)
                 .fact("port", format!("{port:#x}"))
