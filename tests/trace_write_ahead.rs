@@ -143,6 +143,16 @@ fn each_access_is_announced_and_synced_before_it_is_made() {
     assert_eq!(disk.synced, announced, "the announcement is synced, and the record is not");
 }
 
+/// A device model panics in the last access: its record is written with the last line.
+#[test]
+fn a_panic_in_the_last_access_is_recorded() {
+    let mut emulator = emulator(&Device::default(), ahead(Disk::default()));
+    let run = std::panic::AssertUnwindSafe(|| drop(emulator.execute(OUT, &mut given(4))));
+    std::panic::catch_unwind(run).unwrap_err();
+    let trace = Trace::read(&*emulator.into_events().finish().unwrap().file).unwrap();
+    assert_eq!(trace.records()[0].error, Some(RecordedError::DidNotReturn));
+}
+
 /// What there is to be read of the first so many bytes.
 fn expected(file: &[u8], len: usize) -> (usize, Option<u64>, u64, bool) {
     let (mut good, mut records, mut pending, mut is_whole) = (0, 0, None, false);
@@ -284,8 +294,13 @@ fn what_is_damaged_is_not_taken_for_cut_off() {
     // And a limit is no cut.
     let error = Trace::read_partial_with(&*file, TraceLimits::new().records(5)).unwrap_err();
     assert!(matches!(error.problem, TraceProblem::TooManyRecords { limit: 5 }), "{error}");
-    let error = Trace::read_partial_with(&*file, TraceLimits::new().line(60)).unwrap_err();
-    assert!(matches!(error.problem, TraceProblem::LongLine { limit: 60 }), "{error}");
+    let long = lines[..3].iter().map(|line| line.len() - 1).max().unwrap();
+    for last in [3, 14] {
+        let limit = if last == 3 { long - 5 } else { 60 };
+        let error = Trace::read_partial_with(&*text(&lines[..last]), TraceLimits::new().line(limit)).unwrap_err();
+        assert!(matches!(error.problem, TraceProblem::LongLine { limit: stated } if stated == limit), "{error}");
+    }
+    assert!(Trace::read_partial_with(&*text(&lines[..3]), TraceLimits::new().line(long)).is_ok());
 }
 
 #[test]

@@ -311,7 +311,7 @@ impl<R: BufRead> Lines<R> {
     fn hold_another(&mut self) -> Result<bool, TraceError> {
         let at = self.number;
         loop {
-            if self.line.last() == Some(&b'\n') && is_line(&self.line) {
+            if is_line(&self.line) {
                 return Ok(true);
             }
             let read = self.skip_zeros().map_err(TraceProblem::Read).and_then(|()| match self.next() {
