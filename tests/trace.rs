@@ -58,14 +58,15 @@ fn a_file_of_version_1_is_read_as_before() {
 /// Keys for others, in the order of an object or out of it, with values of every kind.
 #[test]
 fn keys_of_others_are_ignored_in_every_line() {
-    let file = r#"{"ioemul-trace":2,"on":"hardware","cpu":"Xeon","port_source":"FADT"}
+    let file = r#"{"ioemul-trace":2,"on":"hardware","cpu":"Xeon","smi_port":"0xb2","port_source":"FADT","reserved_codes":[["0xf1","ACPI_ENABLE"]]}
 {"about_to":"out 0xb2, al","before":{"rax":"0x5a"}}
 {"insn":"out 0xb2, al","before":{"rax":"0x5a"},"after":{"rbx":"0x1"},"ns":9812}
 {"insn":"in al, dx","before":{},"returned":false}
 {"records":2}
 "#;
     let trace = read(file).unwrap();
-    let header = TraceHeader::default().on("hardware").cpu("Xeon").port_source("FADT");
+    let mut header = TraceHeader::default().on("hardware").cpu("Xeon").port_source("FADT");
+    (header.smi_port, header.reserved_codes) = (Some(0xb2), vec![(0xf1, "ACPI_ENABLE".to_owned())]);
     assert_eq!(*trace.header(), header);
     let [call, hang] = trace.records() else { panic!("two records") };
     assert_eq!((call.duration, hang.duration), (Some(Duration::from_nanos(9812)), None));
@@ -158,7 +159,11 @@ fn messages_name_the_line_and_what_is_wrong() {
         (
             with_line(1, r#"{"ioemul-trace":2,"machin":"x"}"#),
             "trace, line 1: column 26: unknown field `machin`, expected one of `ioemul-trace`, `on`, `machine`, `bios`, \
-             `date`, `cpu`, `port_source`",
+             `date`, `cpu`, `smi_port`, `port_source`, `reserved_codes`",
+        ),
+        (
+            with_line(1, r#"{"ioemul-trace":2,"smi_port":"0x10000"}"#),
+            "trace, line 1: column 39: 0x10000 has more than 16 bits",
         ),
         (
             with_line(3, r#"{"about_to":"in al, dx","before":{"rdx":"0x71"},"after":{}}"#),
@@ -374,9 +379,12 @@ fn any_record() -> impl Strategy<Value = Record> {
 }
 
 fn any_header() -> impl Strategy<Value = TraceHeader> {
-    any::<[String; 6]>().prop_map(|[on, machine, bios, date, cpu, port_source]| {
+    let facts = (any::<Option<u16>>(), prop::collection::vec(any::<(u8, String)>(), 0..3));
+    (any::<[String; 6]>(), facts).prop_map(|([on, machine, bios, date, cpu, port_source], facts)| {
         let header = TraceHeader::default().on(on).machine(machine).bios(bios);
-        header.date(date).cpu(cpu).port_source(port_source)
+        let mut header = header.date(date).cpu(cpu).port_source(port_source);
+        (header.smi_port, header.reserved_codes) = facts;
+        header
     })
 }
 
