@@ -47,6 +47,10 @@ __all__ = [
     "smi",
 ]
 
+for _error in (Denied, DecodeError, DeviceError, Error, IoFault, NoSuchCpu, PrivilegeError):
+    _error.__module__ = "ioemul"  # where a reader of a traceback finds it
+del _error
+
 
 def send_sw_smi(
     cpu: int,

@@ -4,6 +4,7 @@ use ioemul::{DeviceError, Direction, Gprs, PortAccess, PortDevice};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::machine::Machine;
 use crate::registers::{Registers, unsigned};
 
 /// One access, as a device model sees it.
@@ -53,6 +54,9 @@ impl Access {
     }
 }
 
+/// Python's allocator gives objects 16 bytes of alignment, whatever is in them.
+const _: () = assert!(align_of::<Access>() <= 16 && align_of::<Registers>() <= 16 && align_of::<Machine>() <= 16);
+
 /// The direction of an access, as the module has it everywhere.
 pub fn direction(direction: Direction) -> &'static str {
     match direction {
@@ -73,7 +77,7 @@ impl PortDevice for Model {
 
 impl Model {
     fn call(&self, py: Python<'_>, access: PortAccess, value: u32, gprs: &mut Gprs) -> PyResult<u32> {
-        let registers = Bound::new(py, Registers(*gprs))?;
+        let registers = Bound::new(py, Registers::from(*gprs))?;
         let answer = self.0.bind(py).call1((Access { access, value }, &registers))?;
         let input = match access.direction {
             Direction::Out => 0,
@@ -85,7 +89,7 @@ impl Model {
                 fits.ok_or_else(|| PyValueError::new_err(format!("{what}: {input:#x} is too wide")))?
             }
         };
-        *gprs = registers.borrow().0;
+        *gprs = registers.borrow().gprs();
         Ok(input)
     }
 }

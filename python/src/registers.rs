@@ -10,19 +10,42 @@ use pyo3::types::{PyDict, PyList, PyMapping, PyString};
 /// A register, or a part of one, is an attribute and an item of its name: `gprs.rbx`, `gprs["ah"]`. What is written to a
 /// part leaves the rest of the register as it is. After the model has returned, the object is a copy of what was there then.
 #[pyclass(module = "ioemul", mapping)]
-pub struct Registers(pub Gprs);
+pub struct Registers {
+    /// Not a `Gprs`: that begins a cache line, and Python's allocator knows of no such wish.
+    words: [u64; 16],
+}
+
+impl From<Gprs> for Registers {
+    fn from(gprs: Gprs) -> Self {
+        Self { words: gprs.to_words() }
+    }
+}
+
+impl Registers {
+    /// What they are now.
+    pub fn gprs(&self) -> Gprs {
+        Gprs::from_words(self.words)
+    }
+
+    fn set(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut gprs = self.gprs();
+        set(&mut gprs, name, value)?;
+        *self = gprs.into();
+        Ok(())
+    }
+}
 
 #[pymethods]
 impl Registers {
     fn __getitem__(&self, name: &str) -> PyResult<u64> {
-        self.0.get(name).ok_or_else(|| PyKeyError::new_err(no_such(name)))
+        self.gprs().get(name).ok_or_else(|| PyKeyError::new_err(no_such(name)))
     }
 
     fn __setitem__(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.0.get(name).is_none() {
+        if self.gprs().get(name).is_none() {
             return Err(PyKeyError::new_err(no_such(name)));
         }
-        set(&mut self.0, name, value)
+        self.set(name, value)
     }
 
     fn __delitem__(&mut self, name: &str) -> PyResult<()> {
@@ -30,14 +53,14 @@ impl Registers {
     }
 
     fn __getattr__(&self, name: &str) -> PyResult<u64> {
-        self.0.get(name).ok_or_else(|| PyAttributeError::new_err(no_such(name)))
+        self.gprs().get(name).ok_or_else(|| PyAttributeError::new_err(no_such(name)))
     }
 
     fn __setattr__(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.0.get(name).is_none() {
+        if self.gprs().get(name).is_none() {
             return Err(PyAttributeError::new_err(no_such(name)));
         }
-        set(&mut self.0, name, value)
+        self.set(name, value)
     }
 
     fn __len__(&self) -> usize {
@@ -54,7 +77,7 @@ impl Registers {
     }
 
     fn __repr__(&self) -> String {
-        format!("<Registers\n{}>", self.0)
+        format!("<Registers\n{}>", self.gprs())
     }
 }
 
@@ -71,7 +94,7 @@ pub fn to_dict<'py>(py: Python<'py>, gprs: &Gprs) -> PyResult<Bound<'py, PyDict>
 pub fn from_mapping(mapping: Option<&Bound<'_, PyAny>>) -> PyResult<Gprs> {
     let Some(mapping) = mapping else { return Ok(Gprs::default()) };
     if let Ok(registers) = mapping.cast::<Registers>() {
-        return Ok(registers.borrow().0);
+        return Ok(registers.borrow().gprs());
     }
     let Ok(mapping) = mapping.cast::<PyMapping>() else {
         let message = format!(
