@@ -1,5 +1,9 @@
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple, Union, final
 
+from typing_extensions import disjoint_base
+
+__all__ = ["decode", "execute", "smi", "Bus", "Machine", "Access", "Registers"]
+
 _Code = Union[bytes, bytearray]
 _Ports = Union[str, int, Iterable[int]]
 _Cpu = Union[int, Literal["any"], None]
@@ -26,6 +30,7 @@ def smi(
     on: Union[str, Machine] = "hardware",
 ) -> Dict[str, int]: ...
 
+@disjoint_base
 class Machine:
     def __new__(
         cls,

@@ -27,7 +27,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any, List, Optional, Tuple, Union
 
-from . import Machine, send_sw_smi
+from . import Error, Machine, send_sw_smi
 
 NAME = "ioemulhelper"
 """What chipsec calls the helper: its `--helper`, and `helper_name` of `Chipset.init`."""
@@ -60,11 +60,11 @@ class _Sender:
 
     def read_io_port(self, io_port: int, size: int) -> int:
         assert isinstance(self.on, Machine)
-        return self.on.execute(f"in {_ACCUMULATORS[size]}, dx", {"dx": io_port})["rax"]
+        return self.on.execute(f"in {_accumulator(size)}, dx", {"dx": io_port})["rax"]
 
     def write_io_port(self, io_port: int, value: int, size: int) -> bool:
         assert isinstance(self.on, Machine)
-        accumulator = _ACCUMULATORS[size]
+        accumulator = _accumulator(size)
         self.on.execute(f"out dx, {accumulator}", {"dx": io_port, accumulator: value})
         return True
 
@@ -76,7 +76,12 @@ class _Sender:
             helper.write_io_port = self.write_io_port
 
 
-_ACCUMULATORS = {1: "al", 2: "ax", 4: "eax"}
+def _accumulator(size: int) -> str:
+    """As chipsec's native helper has it: one, two or four bytes, or a ValueError."""
+    accumulators = {1: "al", 2: "ax", 4: "eax"}
+    if size not in accumulators:
+        raise ValueError("Invalid size")
+    return accumulators[size]
 
 
 def install(helper: Optional[Any] = None, *, on: Union[str, Machine] = "hardware") -> Any:
@@ -117,7 +122,11 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return 2
     install()
     program = importlib.import_module(f"chipsec_{arguments[0]}")
-    return int(program.main(["--helper", NAME, *arguments[1:]]) or 0)
+    try:
+        return int(program.main(["--helper", NAME, *arguments[1:]]) or 0)
+    except Error as error:
+        print(f"ioemul: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
