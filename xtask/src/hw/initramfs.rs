@@ -1,9 +1,15 @@
 //! An initramfs, in the cpio format "newc".
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 /// Packs programs, by their paths, behind the directories that they are in and that are mounted on.
 pub fn pack(programs: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Vec::new();
-    for directory in ["bin", "dev", "proc", "sys"] {
+    let mut directories: BTreeSet<_> = ["bin", "dev", "proc", "sys"].map(Path::new).into();
+    directories.extend(programs.iter().flat_map(|(path, _)| Path::new(path).ancestors().skip(1)));
+    // In this order each of them comes behind the one that it is in.
+    for directory in directories.iter().filter_map(|path| path.to_str()).filter(|path| !path.is_empty()) {
         entry(&mut archive, directory, 0o040_755, &[]);
     }
     for (path, program) in programs {
@@ -34,6 +40,14 @@ fn pad(archive: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn every_directory_comes_before_what_is_in_it() {
+        let archive = super::pack(&[("usr/lib/x/y".to_owned(), Vec::new())]);
+        let at = |name: &[u8]| archive.windows(name.len()).position(|window| window == name).unwrap();
+        assert!(at(b"usr\0") < at(b"usr/lib\0") && at(b"usr/lib\0") < at(b"usr/lib/x\0"));
+        assert!(at(b"usr/lib/x\0") < at(b"usr/lib/x/y\0"));
+    }
+
     #[test]
     fn every_header_is_aligned_and_the_trailer_is_last() {
         let archive = super::pack(&[("init".to_owned(), b"12345".to_vec())]);

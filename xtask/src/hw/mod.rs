@@ -7,6 +7,7 @@ pub mod host;
 mod initramfs;
 mod kernel;
 mod pe;
+mod python;
 mod qemu;
 mod reference;
 mod results;
@@ -36,6 +37,9 @@ pub struct Options {
     /// Build Debian's Xen from source, as it is and with the library's table in the place of its stub, and compare the two
     #[arg(long, conflicts_with_all = ["reference", "soak", "uefi"])]
     xen_host: bool,
+    /// Run the tests of the Python module, and send SMIs from Python and from chipsec in a Linux guest
+    #[arg(long, conflicts_with_all = ["reference", "soak", "uefi", "xen_host"])]
+    python: bool,
     /// Seed of the random registers [default: random, and printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -45,7 +49,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let seed = options.seed.unwrap_or_else(random_seed);
     host::ensure_programs(host::PROGRAMS)?;
-    let good = if options.uefi { uefi::run(&uefi::image()?, seed)? } else { on_linux_and_bare(options, seed)? };
+    let good = match options {
+        Options { uefi: true, .. } => uefi::run(&uefi::image()?, seed)?,
+        Options { python: true, .. } => python::run(seed)?,
+        _ => on_linux_and_bare(options, seed)?,
+    };
     let verdict = if good { "everything is as it should be" } else { "FAILED" };
     println!("seed {seed}; all in all {:.1} s: {verdict}", start.elapsed().as_secs_f64());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
