@@ -74,7 +74,7 @@ class Faults(unittest.TestCase):
         try:
             for _ in range(3):
                 faulthandler.disable()
-                faulthandler.enable()
+                faulthandler.enable(sys.__stderr__)
                 with self.assertRaises(ioemul.IoFault):
                     machine.execute("in al, 0xff")
         finally:

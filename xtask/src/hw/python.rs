@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use hw_shared::{Mode, Params, handler};
 
 use super::guests::Image;
@@ -45,24 +45,27 @@ pub fn run(seed: u64) -> Result<bool> {
     let workspace = host::workspace()?;
     let venv = host::scratch()?.parent().context("the scratch directory is in target")?.join("python");
     host::build(Command::new(workspace.join("python/tests/run")).env("VENV", &venv))?;
-    let outputs = [false, true].map(|control| {
-        let image = image(&workspace, &venv, control)?;
-        let params = Params { mode: Mode::Record, seed, count: 0, seconds: 60, control, proliant: false };
-        let setup = if control { Setup::Bare } else { Setup::OtherMake };
-        let guest = Guest { machine: "q35", setup, image: &image, params };
-        report(control, &qemu::run_all(&[guest])?[0])
-    });
-    let [with, without] = outputs;
-    Ok(with? & without?)
+    let images = [image(&workspace, &venv, false)?, image(&workspace, &venv, true)?];
+    let guests: Vec<_> = [(false, Setup::OtherMake), (true, Setup::Bare)]
+        .into_iter()
+        .zip(&images)
+        .map(|((control, setup), image)| {
+            let params = Params { mode: Mode::Record, seed, count: 0, seconds: 60, control, proliant: false };
+            Guest { machine: "q35", setup, image, params }
+        })
+        .collect();
+    let outputs = qemu::run_all(&guests)?;
+    let reports = guests.iter().zip(&outputs).map(|(guest, output)| report(guest.params.control, output));
+    Ok(reports.fold(true, |good, report| good & report))
 }
 
 /// Whether those checks passed that should.
-fn report(control: bool, output: &Output) -> Result<bool> {
+fn report(control: bool, output: &Output) -> bool {
     let devices = if control { "without devices" } else { "with devices" };
     println!("q35: Python in Linux, {devices}, {:.1} s", output.wall.as_secs_f64());
     if let Some(trouble) = output.trouble() {
         println!("  {trouble}");
-        return Ok(false);
+        return false;
     }
     let lines = output.lines();
     let mut good = true;
@@ -78,7 +81,7 @@ fn report(control: bool, output: &Output) -> Result<bool> {
             (false, _) => println!("  {name}: FAILED: {outcome}"),
         }
     }
-    Ok(good)
+    good
 }
 
 /// Debian's kernel, with Debian's Python as the first process.
@@ -162,6 +165,6 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let read = fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
     let mut paths = read.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     paths.sort();
-    ensure!(!paths.is_empty(), "{} is empty", directory.display());
+
     Ok(paths)
 }
