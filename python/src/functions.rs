@@ -9,7 +9,8 @@ use crate::arguments::{self, Cpu, Memory};
 use crate::machine::{Data, Machine, Smi};
 use crate::{errors, model, registers};
 
-/// Decodes the port-I/O instruction at the start of `code`, which is code of `mode` bits: its text and its length in bytes.
+/// Decodes the port-I/O instruction at the start of `code`, which is code of `mode` bits: its text and its length in
+/// bytes.
 #[pyfunction]
 #[pyo3(signature = (code, mode=64))]
 pub fn decode(code: &Bound<'_, PyAny>, mode: u32) -> PyResult<(String, usize)> {
@@ -21,10 +22,11 @@ pub fn decode(code: &Bound<'_, PyAny>, mode: u32) -> PyResult<(String, usize)> {
 
 /// Executes one IN or OUT with these registers, and returns the sixteen words as they are afterwards.
 ///
-/// `insn` is text ("out 0xb2, al") or the bytes of one instruction, of `mode` bits. `registers` are named by any of their
-/// names; what is not named is 0. `on` is "hardware" or a machine. On "hardware" the ports of the access are opened for it,
-/// and no others. If they are among those that no tool should touch by accident, `ports` has to name them. `data` is the
-/// memory of INS (a bytearray, which is filled) and OUTS (bytes). `cpu` is a number, "any", or None: as the machine has it.
+/// `insn` is text ("out 0xb2, al") or the bytes of one instruction, of `mode` bits. `registers` are named by any of
+/// their names; what is not named is 0. `on` is "hardware" or a machine. On "hardware" the ports of the access are
+/// opened for it, and no others. If they are among those that no tool should touch by accident, `ports` has to name
+/// them. `data` is the memory of INS (a bytearray, which is filled) and OUTS (bytes). `cpu` is a number, "any", or
+/// None: as the machine has it.
 #[pyfunction]
 #[pyo3(signature = (insn, registers=None, *, on=On::Hardware, ports=None, mode=64, data=None, cpu=None))]
 #[pyo3(text_signature = "(insn, registers=None, *, on='hardware', ports=None, mode=64, data=None, cpu=None)")]
@@ -59,13 +61,14 @@ pub fn execute<'py>(
 
 /// Raises an SMI: writes `data` to the port behind `port`, then `code` to `port`, with these registers.
 ///
-/// Returns the sixteen words as the firmware left them. AL holds the code at the SMI (and the data at the write before);
-/// every other register is as given, DX also unless `port` is above 0xff. The two are byte writes: some chipsets drop a
-/// word, as chipsec found (its issue 1326). `data=None` writes none. `port` is 0xb2 unless given. The SMI is raised on `cpu`: None is
-/// the machine's own, or else CPU 0 on hardware, where some firmware alone answers, and any on a bus; "any" pins nothing.
+/// Returns the sixteen words as the firmware left them. AL holds the code at the SMI (and the data at the write
+/// before); every other register is as given, DX also unless `port` is above 0xff. The two are byte writes: some
+/// chipsets drop a word, as chipsec found (its issue 1326). `data=None` writes none. `port` is 0xb2 unless given. The
+/// SMI is raised on `cpu`: None is the machine's own, or else CPU 0 on hardware, where some firmware alone answers,
+/// and any on a bus; "any" pins nothing.
 ///
-/// On hardware this is a call of the firmware, and what that does is its own affair. ACPI_ENABLE and ACPI_DISABLE (in the
-/// FADT) take the machine's power management from the kernel, or give it back.
+/// On hardware this is a call of the firmware, and what that does is its own affair. ACPI_ENABLE and ACPI_DISABLE (in
+/// the FADT) take the machine's power management from the kernel, or give it back.
 #[pyfunction]
 #[pyo3(signature = (code, data=Data(Some(0)), registers=None, *, port=None, cpu=None, on=On::Hardware))]
 #[pyo3(text_signature = "(code, data=0, registers=None, *, port=None, cpu=None, on='hardware')")]

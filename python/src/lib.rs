@@ -1,5 +1,5 @@
-//! The Python module `ioemul._ioemul`. What a user imports is the package `ioemul` around it (python/ioemul), and what each
-//! function promises is said in `ioemul/_ioemul.pyi` and in the docstrings here.
+//! The Python module `ioemul._ioemul`. What a user imports is the package `ioemul` around it (python/ioemul), and
+//! what each function promises is said in `ioemul/_ioemul.pyi` and in the docstrings here.
 //!
 //! ```text
 //!   Python ──▶ arguments.rs ──▶ machine.rs ──▶ ioemul::IoEmulator ──▶ hardware
@@ -9,9 +9,9 @@
 //!              exceptions with facts                   a callable of Python's
 //! ```
 //!
-//! An access holds the GIL from its beginning to its end: it is one instruction, the privilege that it needs is the thread's, and a
-//! device model needs the GIL in any case. Ports are opened, and the thread is pinned, for one call at a time, so that
-//! a machine can be used from any thread.
+//! An access holds the GIL from its beginning to its end: it is one instruction, the privilege that it needs is the
+//! thread's, and a device model needs the GIL in any case. Ports are opened, and the thread is pinned, for one call
+//! at a time, so that a machine can be used from any thread.
 #![deny(missing_docs)]
 #![deny(unsafe_code)] // allowed, with a reason, at the head of the one module that reaches the hardware
 #![deny(unsafe_op_in_unsafe_fn)]

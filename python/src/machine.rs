@@ -19,11 +19,10 @@ use crate::{errors, model, registers};
 
 /// Somewhere to make accesses: `Machine("hardware", ports=...)`, or a `Bus` of device models.
 ///
-/// Machine(on, ports, *, cpu=None, quirks=None, acquire=True)
-///
-/// The ports named are the promise that every access to them is harmless; no others are reached. They are opened (ioperm)
-/// for the thread that makes an access, as long as it lasts; with acquire=False they have to be open already. `cpu` is
-/// the CPU that accesses are made on. `quirks` are names of the library's; by default they are those of this machine.
+/// The ports named are the promise that every access to them is harmless; no others are reached. They are opened
+/// (ioperm) for the thread that makes an access, as long as it lasts; with acquire=False they have to be open
+/// already. `cpu` is the CPU that accesses are made on. `quirks` are names of the library's; by default they are
+/// those of this machine.
 #[pyclass(module = "ioemul", subclass, frozen)]
 pub struct Machine {
     emulator: Mutex<IoEmulator>,
@@ -42,8 +41,9 @@ impl Machine {
         if let Some(quirks) = quirks {
             builder = builder.quirks(quirks);
         }
-        // SAFETY: the caller of Python's has named these ports to be touched on the hardware, by `Machine` or `smi`, or an access
-        // at them that is none of the library's hazards, by `execute`. Nobody else's code runs here, and no other port is reached.
+        // SAFETY: the caller of Python's has named these ports to be touched on the hardware, by `Machine` or `smi`,
+        // or an access at them that is none of the library's hazards, by `execute`. Nobody else's code runs here, and
+        // no other port is reached.
         let builder = unsafe { builder.native(ports.clone()) };
         Self::around(py, builder.build(), ports, false)
     }
@@ -185,7 +185,7 @@ impl Smi {
             ));
         }
         let gprs = registers::from_mapping(registers)?;
-        if let Some(registers) = registers.filter(|registers| registers.is_instance_of::<PyDict>()) {
+        if let Some(registers) = registers {
             if registers.contains("al")? {
                 return Err(PyValueError::new_err("al: it holds the code of the SMI: leave it out of the registers"));
             }
@@ -267,7 +267,8 @@ impl Machine {
         self.run(py, insn, gprs, memory, Cpu::of(cpu)?)
     }
 
-    /// Raises an SMI: writes `data` to the port behind `port`, then `code` to `port`, with these registers. See `ioemul.smi`.
+    /// Raises an SMI: writes `data` to the port behind `port`, then `code` to `port`, with these registers. See
+    /// `ioemul.smi`.
     #[pyo3(signature = (code, data=Data(Some(0)), registers=None, *, port=None, cpu=None))]
     #[pyo3(text_signature = "($self, code, data=0, registers=None, *, port=None, cpu=None)")]
     fn smi<'py>(
@@ -312,8 +313,6 @@ impl Machine {
 
 /// A machine without hardware: ports with device models behind them.
 ///
-/// Bus(ports="all", *, quirks=[])
-///
 /// A byte that no model has reads as 0xff, and a write to it is lost. No privilege is needed, and no machine code runs.
 #[pyclass(module = "ioemul", extends = Machine, frozen)]
 pub struct Bus;
@@ -335,9 +334,9 @@ impl Bus {
 
     /// Puts a device model behind the ports `first` to `last`: a callable that is given an Access and the Registers.
     ///
-    /// It may read and change every register, and returns what an IN answers; None is all ones. What it returns for an OUT
-    /// is ignored. What it raises reaches the caller of the access, whose registers are then as they were. An access that lies
-    /// in several models' ports, or reaches beyond the model's own, comes byte by byte.
+    /// It may read and change every register, and returns what an IN answers; None is all ones. What it returns for
+    /// an OUT is ignored. What it raises reaches the caller of the access, whose registers are then as they were. An
+    /// access that lies in several models' ports, or reaches beyond the model's own, comes byte by byte.
     fn attach(
         slf: &Bound<'_, Self>,
         first: &Bound<'_, PyAny>,

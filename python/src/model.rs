@@ -89,7 +89,7 @@ impl Model {
                 fits.ok_or_else(|| PyValueError::new_err(format!("{what}: {input:#x} is too wide")))?
             }
         };
-        *gprs = registers.borrow().gprs();
+        *gprs = registers.try_borrow()?.gprs();
         Ok(input)
     }
 }

@@ -7,8 +7,9 @@ use pyo3::types::{PyDict, PyList, PyMapping, PyString};
 
 /// The registers at the instant of an access, for a device model to read and to change.
 ///
-/// A register, or a part of one, is an attribute and an item of its name: `gprs.rbx`, `gprs["ah"]`. What is written to a
-/// part leaves the rest of the register as it is. After the model has returned, the object is a copy of what was there then.
+/// A register, or a part of one, is an attribute and an item of its name: `gprs.rbx`, `gprs["ah"]`. What is written
+/// to a part leaves the rest of the register as it is. After the model has returned, the object is a copy of what was
+/// there then.
 #[pyclass(module = "ioemul", mapping)]
 pub struct Registers {
     /// Not a `Gprs`: that begins a cache line, and Python's allocator knows of no such wish.
@@ -27,10 +28,13 @@ impl Registers {
         Gprs::from_words(self.words)
     }
 
-    fn set(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        let mut gprs = self.gprs();
+    /// The value is asked for before the registers are: an `__index__` of the caller's may use them, too.
+    fn set(slf: &Bound<'_, Self>, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let value = unsigned(value, name)?;
+        let mut registers = slf.try_borrow_mut()?;
+        let mut gprs = registers.gprs();
         set(&mut gprs, name, value)?;
-        *self = gprs.into();
+        *registers = gprs.into();
         Ok(())
     }
 }
@@ -41,11 +45,11 @@ impl Registers {
         self.gprs().get(name).ok_or_else(|| PyKeyError::new_err(no_such(name)))
     }
 
-    fn __setitem__(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.gprs().get(name).is_none() {
+    fn __setitem__(slf: &Bound<'_, Self>, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        if Gprs::default().get(name).is_none() {
             return Err(PyKeyError::new_err(no_such(name)));
         }
-        self.set(name, value)
+        Self::set(slf, name, value)
     }
 
     fn __delitem__(&mut self, name: &str) -> PyResult<()> {
@@ -56,11 +60,11 @@ impl Registers {
         self.gprs().get(name).ok_or_else(|| PyAttributeError::new_err(no_such(name)))
     }
 
-    fn __setattr__(&mut self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.gprs().get(name).is_none() {
+    fn __setattr__(slf: &Bound<'_, Self>, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        if Gprs::default().get(name).is_none() {
             return Err(PyAttributeError::new_err(no_such(name)));
         }
-        self.set(name, value)
+        Self::set(slf, name, value)
     }
 
     fn __len__(&self) -> usize {
@@ -94,7 +98,7 @@ pub fn to_dict<'py>(py: Python<'py>, gprs: &Gprs) -> PyResult<Bound<'py, PyDict>
 pub fn from_mapping(mapping: Option<&Bound<'_, PyAny>>) -> PyResult<Gprs> {
     let Some(mapping) = mapping else { return Ok(Gprs::default()) };
     if let Ok(registers) = mapping.cast::<Registers>() {
-        return Ok(registers.borrow().gprs());
+        return Ok(registers.try_borrow()?.gprs());
     }
     let Ok(mapping) = mapping.cast::<PyMapping>() else {
         let message = format!(
@@ -120,7 +124,7 @@ pub fn from_mapping(mapping: Option<&Bound<'_, PyAny>>) -> PyResult<Gprs> {
             }
             *named |= bits;
         }
-        set(&mut gprs, &name, &value)?;
+        set(&mut gprs, &name, unsigned(&value, &name)?)?;
     }
     Ok(gprs)
 }
@@ -137,8 +141,7 @@ fn bits_of(name: &str) -> [u64; 16] {
 }
 
 /// Sets a register that there is to a number that fits it.
-fn set(gprs: &mut Gprs, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
-    let value = unsigned(value, name)?;
+fn set(gprs: &mut Gprs, name: &str, value: u64) -> PyResult<()> {
     gprs.set(name, value).map_err(|error| PyValueError::new_err(format!("{error} (0x{value:x})")))
 }
 

@@ -1,5 +1,6 @@
 """What goes in, what comes back, and what is refused before anything happens."""
 
+import pathlib
 import pickle
 import threading
 import unittest
@@ -26,6 +27,17 @@ def bus_with(model, first=0xB2, last=0xB3):
     bus = ioemul.Bus()
     bus.attach(first, last, model)
     return bus
+
+
+class Readme(unittest.TestCase):
+    def test_its_example_on_device_models(self):
+        readme = pathlib.Path(__file__).parent.with_name("README.md")
+        if not readme.exists():
+            self.skipTest("it is not in the guest")
+        example = readme.read_text().split("```python\n")[1].split("```")[0]
+        on_bus = example[example.index("bus = ") : example.index("# Any IN or OUT")]
+        exec(on_bus, {"ioemul": ioemul})
+        self.assertIn("assert", on_bus)
 
 
 class Decode(unittest.TestCase):
@@ -280,6 +292,24 @@ class Models(unittest.TestCase):
         self.assertEqual((gprs.bl, len(gprs), list(gprs), access.insn), (9, 16, WORDS, "out 0xb2, al"))
         self.assertIn("OUT of 1 byte to port 0x00b2, value 0x5", repr(access))
         self.assertIn("rbx=0000000000000009", repr(gprs))
+
+    def test_a_value_may_use_the_registers_that_it_is_for(self):
+        class Value:
+            def __init__(self, gprs):
+                self.gprs = gprs
+
+            def __index__(self):
+                self.gprs.rcx = 3
+                return ioemul.execute("in al, 0x71", self.gprs, on=other)["rcx"] + 1
+
+        other = ioemul.Bus()
+
+        def model(access, gprs):
+            gprs.rbx = Value(gprs)
+            gprs["rdx"] = Value(gprs)
+
+        after = ioemul.execute("out 0xb2, al", on=bus_with(model))
+        self.assertEqual((after["rbx"], after["rcx"], after["rdx"]), (4, 3, 4))
 
     def test_a_model_cannot_use_the_machine_that_it_is_called_by(self):
         bus = ioemul.Bus()

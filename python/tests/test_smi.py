@@ -2,6 +2,7 @@
 
 import os
 import unittest
+from types import MappingProxyType
 
 import ioemul
 
@@ -81,6 +82,7 @@ class Smi(unittest.TestCase):
             (dict(code=1, port=0x10000), ValueError, "port.*0xffff"),
             (dict(code=1, port=0xFFFF), ValueError, "none behind"),
             (dict(code=1, registers={"al": 1}), ValueError, "holds the code"),
+            (dict(code=1, registers=MappingProxyType({"al": 1})), ValueError, "holds the code"),
             (dict(code=1, cpu=-1), ValueError, "cpu.*negative"),
             (dict(code=1, cpu="0"), ValueError, '"any"'),
             (dict(code=1, cpu=1.5), TypeError, "cpu.*int"),

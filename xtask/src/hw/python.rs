@@ -1,5 +1,6 @@
-//! `cargo xtask hw --python`: the tests of the Python module (python/tests/run), then the module and chipsec in a Linux guest,
-//! where SMIs are answered by our handler. The guest's Python is Debian's; module and chipsec are those that the tests installed.
+//! `cargo xtask hw --python`: the tests of the Python module (python/tests/run), then the module and chipsec in a
+//! Linux guest, where SMIs are answered by our handler. The guest's Python is Debian's; module and chipsec are those
+//! that the tests installed.
 
 use std::ffi::OsStr;
 use std::fs;
