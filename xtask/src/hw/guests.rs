@@ -78,7 +78,9 @@ impl Image {
             Mode::Cli(Script::LockedDown) if !params.control => "lockdown=integrity ",
             _ => "",
         };
-        let linux = |console| format!("console={console} quiet panic=-1 {lockdown}{params}");
+        // What the kernel does not know it makes a variable of the first process's. So early it has no random numbers, and a
+        // Python that is the first process wants some unless this is set.
+        let linux = |console| format!("console={console} quiet panic=-1 PYTHONHASHSEED=0 {lockdown}{params}");
         let arguments: [(&str, String); 3] = match self {
             Image::Linux { kernel, initramfs } => {
                 [("-kernel", path(kernel)), ("-append", linux("ttyS0")), ("-initrd", path(initramfs))]

@@ -8,6 +8,7 @@ pub mod host;
 mod initramfs;
 mod kernel;
 mod pe;
+mod python;
 mod qemu;
 mod reference;
 mod results;
@@ -38,8 +39,11 @@ pub struct Options {
     #[arg(long, conflicts_with_all = ["reference", "soak", "uefi"])]
     xen_host: bool,
     /// Run the command `ioemul` from a shell, next to Debian's `inb`: as root, as nobody, locked down, in the middle of a scan
-    #[arg(long, conflicts_with_all = ["reference", "soak", "uefi", "xen_host"])]
+    #[arg(long, conflicts_with_all = ["reference", "soak", "uefi", "xen_host", "python"])]
     cli: bool,
+    /// Run the tests of the Python module, and send SMIs from Python and from chipsec in a Linux guest
+    #[arg(long, conflicts_with_all = ["reference", "soak", "uefi", "xen_host"])]
+    python: bool,
     /// Seed of the random registers [default: random, and printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -52,6 +56,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let good = match options {
         Options { uefi: true, .. } => uefi::run(&uefi::image()?, seed)?,
         Options { cli: true, .. } => cli::run(&cli::image()?, seed)?,
+        Options { python: true, .. } => python::run(seed)?,
         _ => on_linux_and_bare(options, seed)?,
     };
     let verdict = if good { "everything is as it should be" } else { "FAILED" };
