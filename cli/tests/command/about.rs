@@ -108,7 +108,9 @@ fn every_subcommand_has_its_page() {
         {
             dir.write("page", &page);
             let stdin = std::fs::File::open(dir.path("page")).unwrap();
-            let Ok(out) = Command::new(program).args(arguments).stdin(stdin).stdout(Stdio::piped()).output() else { continue };
+            let Ok(out) = Command::new(program).args(arguments).stdin(stdin).stdout(Stdio::piped()).output() else {
+                continue;
+            };
             let complaints = String::from_utf8_lossy(&out.stderr);
             // The date is left out, so that a page is the same whenever it is built.
             let complaints: Vec<_> = complaints.lines().filter(|line| !line.contains("date")).collect();

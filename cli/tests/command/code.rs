@@ -47,7 +47,10 @@ fn a_listing_shows_the_stub_in_every_layout() {
             assert!(run.stdout.lines().any(|line| line.trim_end().ends_with("in    eax, dx")), "{run:#?}");
         }
         let objects = dir.run(&format!("listing 'out 0x80, al' --layout {layout} --json")).ok().objects();
-        let texts = objects.iter().flat_map(|object| object["code"].as_array().unwrap()).map(|line| line["text"].as_str().unwrap());
+        let texts = objects
+            .iter()
+            .flat_map(|object| object["code"].as_array().unwrap())
+            .map(|line| line["text"].as_str().unwrap());
         assert!(texts.filter(|text| text.contains("out") && text.contains("80")).count() == 1, "{objects:#?}");
     }
 }
@@ -94,7 +97,11 @@ fn a_table_is_assembled_with_every_option() {
         let Ok(cc) = Command::new("cc").arg("--version").output() else { continue };
         assert!(cc.status.success());
         for source in ["table.S", "use.c"] {
-            let built = Command::new("cc").current_dir(dir.path("")).args(["-c", source, "-o", "o.o", "-Wall", "-Werror"]).output().unwrap();
+            let built = Command::new("cc")
+                .current_dir(dir.path(""))
+                .args(["-c", source, "-o", "o.o", "-Wall", "-Werror"])
+                .output()
+                .unwrap();
             assert!(built.status.success(), "{options} {source}: {}", String::from_utf8_lossy(&built.stderr));
         }
     }

@@ -49,7 +49,9 @@ fn every_command_says_what_it_would_do_without_privilege() {
 #[test]
 fn commands_that_make_no_access_take_the_letter_too() {
     let dir = Dir::new();
-    for command in ["ports 0x80", "decode ed", "listing", "completions bash", "man", "smi count --on bus:pc", "check --on bus:pc"] {
+    for command in
+        ["ports 0x80", "decode ed", "listing", "completions bash", "man", "smi count --on bus:pc", "check --on bus:pc"]
+    {
         dir.run(&format!("{command} -n")).ok();
     }
 }
@@ -66,7 +68,10 @@ fn all_accesses_are_there_with_bytes_and_registers() {
     let dir = Dir::new();
     let plan = dir.run("-n exec 'out dx, ax' rdx=0x1234 rbx=7 --json").ok().object();
     let access = &plan["accesses"][0];
-    assert_eq!((&access["bytes"], &access["port"], &access["before"]["rbx"]), (&"66ef".into(), &"0x1234".into(), &"0x7".into()));
+    assert_eq!(
+        (&access["bytes"], &access["port"], &access["before"]["rbx"]),
+        (&"66ef".into(), &"0x1234".into(), &"0x7".into())
+    );
     assert_eq!((&plan["opens"]["write"], &plan["opens"]["read"]), (&"0x1234-0x1235".into(), &"none".into()));
     dir.run("-n exec 'out dx, ax' rdx=0x1234 rbx=7").ok().prints("66ef   out dx, ax").prints("rbx=0x7 rdx=0x1234");
     let plan = dir.bus("-n smi scan --log l --json").ok().object();

@@ -144,7 +144,8 @@ fn on_a_terminal_the_whole_access_is_shown_and_asked_for() {
             assert!(shown.contains(part), "{part:?} is not in {shown}");
         }
         assert_eq!(shown.contains("not confirmed"), status == 3, "{shown}");
-        let name = std::fs::read_to_string("/sys/class/dmi/id/product_name").unwrap_or("without DMI strings".to_owned());
+        let name =
+            std::fs::read_to_string("/sys/class/dmi/id/product_name").unwrap_or("without DMI strings".to_owned());
         assert!(shown.contains(&format!("{}\n", name.trim())), "{name:?} is not in {shown}");
     }
 }

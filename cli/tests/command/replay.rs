@@ -68,7 +68,11 @@ fn an_edited_register_is_found_in_every_command() {
         let dir = recorded(command);
         with_records(&dir, |records| {
             let last = records.last_mut().unwrap();
-            *last = last.replacen("\"before\":{", "\"before\":{\"r9\":\"0x77\",", 1).replacen("\"r9\":\"0x77\",}", "\"r9\":\"0x77\"}", 1);
+            *last = last.replacen("\"before\":{", "\"before\":{\"r9\":\"0x77\",", 1).replacen(
+                "\"r9\":\"0x77\",}",
+                "\"r9\":\"0x77\"}",
+                1,
+            );
             if last.matches("\"r9\"").count() > 1 {
                 *last = last.replacen("\"r9\":\"0x77\",", "", 1).replacen("\"r9\":\"0x1", "\"r9\":\"0x2", 1);
             }
@@ -93,7 +97,8 @@ fn a_record_too_many_is_found_in_every_command() {
         let dir = recorded(command);
         with_records(&dir, |records| records.push("{\"insn\":\"in al, 0x99\",\"before\":{}}".to_owned()));
         dir.run(&format!("trace replay t -- {}", command.replace("LOG", "l2"))).exits(5).complains("never came");
-        let error = dir.run(&format!("trace replay --json t -- {}", command.replace("LOG", "l3"))).exits(5).error("replay");
+        let error =
+            dir.run(&format!("trace replay --json t -- {}", command.replace("LOG", "l3"))).exits(5).error("replay");
         assert!(error["message"].as_str().unwrap().contains("0x0099"), "{error}");
     }
 }
@@ -123,7 +128,9 @@ fn a_trace_of_another_version_is_not_replayed() {
 #[test]
 fn the_order_matters_unless_the_replay_is_lenient() {
     let dir = recorded("in 0x71");
-    with_records(&dir, |records| records.insert(0, "{\"insn\":\"in al, 0x99\",\"before\":{},\"after\":{\"rax\":\"0x12\"}}".to_owned()));
+    with_records(&dir, |records| {
+        records.insert(0, "{\"insn\":\"in al, 0x99\",\"before\":{},\"after\":{\"rax\":\"0x12\"}}".to_owned())
+    });
     dir.run("trace replay t -- in 0x71").exits(5).complains("access 1 of the trace was expected");
     dir.run("trace replay --lenient t -- in 0x71").exits(5).complains("never came");
     let run = dir.run("trace replay --lenient t -- in 0x99");
@@ -158,7 +165,16 @@ fn the_recording_of_a_command_that_gives_up_is_whole() {
 #[test]
 fn a_command_that_makes_no_access_is_no_replay() {
     let dir = recorded("in 0x71");
-    for command in ["trace show t", "trace replay t -- in 0x71", "ports 0x71", "check", "decode ed", "listing", "man", "completions bash"] {
+    for command in [
+        "trace show t",
+        "trace replay t -- in 0x71",
+        "ports 0x71",
+        "check",
+        "decode ed",
+        "listing",
+        "man",
+        "completions bash",
+    ] {
         dir.run(&format!("trace replay t -- {command}")).exits(2).complains("makes no access");
     }
     dir.run("trace replay t -- nonsense").exits(2).complains("the command to replay");
@@ -177,7 +193,9 @@ fn a_replay_may_be_shown_and_replays_nothing_then() {
 fn the_trace_that_is_replayed_is_not_overwritten() {
     let dir = recorded("in 0x71");
     let text = dir.read("t");
-    for line in ["--on trace:t --record t in 0x71", "trace replay t -- --record t in 0x71", "--on trace:./t --record t in 0x71"] {
+    for line in
+        ["--on trace:t --record t in 0x71", "trace replay t -- --record t in 0x71", "--on trace:./t --record t in 0x71"]
+    {
         dir.run(line).exits(2).complains("--record");
         assert_eq!(dir.read("t"), text, "{line}");
     }
@@ -200,7 +218,9 @@ fn a_trace_without_an_smi_port_is_refused_for_smis() {
 #[test]
 fn files_that_cannot_be_replayed_are_errors() {
     let dir = recorded("in 0x71");
-    for line in ["trace replay no -- in 0x71", "--on trace:no in 0x71", "--on trace:. in 0x71", "trace replay . -- in 0x71"] {
+    for line in
+        ["trace replay no -- in 0x71", "--on trace:no in 0x71", "--on trace:. in 0x71", "trace replay . -- in 0x71"]
+    {
         let run = dir.run(line);
         assert!(matches!(run.code, Some(1 | 5)), "{run:#?}");
         assert!(run.stderr.contains("error: "), "{run:#?}");

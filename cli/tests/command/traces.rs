@@ -48,7 +48,10 @@ fn the_access_that_did_not_return_is_named_with_its_code() {
     dir.write("cut", announced + "\n");
     dir.run("trace show cut").ok().prints("did not return, SMI code 0x41: rax=0x41 rbx=0x7");
     let last = dir.run("trace show cut --json").ok().objects().pop().unwrap();
-    assert_eq!((&last["error"], &last["record"], &last["before"]["rbx"]), (&"did not return".into(), &2.into(), &"0x7".into()));
+    assert_eq!(
+        (&last["error"], &last["record"], &last["before"]["rbx"]),
+        (&"did not return".into(), &2.into(), &"0x7".into())
+    );
     dir.run("trace stat cut").ok().prints("`out 0xb2, al` did not return");
 }
 
