@@ -11,8 +11,8 @@ use std::time::Duration;
 use ioemul::events::{Attempt, Events, Outcome};
 use ioemul::trace::TraceWriter;
 use ioemul::{
-    CpuAffinity, DeviceError, Direction, Error, Gprs, IoEmulator, IoFault, IoInsn, IoPermission, IoPortOwners,
-    IoPortOwnersError, PortSet, PrivilegeError, SmiCounter, SoftwareBus,
+    CpuAffinity, DeviceError, Direction, DmiIdentity, Error, Gprs, IoEmulator, IoFault, IoInsn, IoPermission,
+    IoPortOwners, IoPortOwnersError, PortSet, PrivilegeError, SmiCounter, SoftwareBus,
 };
 
 use crate::context::Context;
@@ -89,9 +89,12 @@ impl<'c> Machine<'c> {
             return Ok(None);
         }
         context.name_backend();
+        check_files(context)?;
         let cpu = context.globals.cpu.or(plan.cpu);
         let mut hardware = Hardware::default();
         if context.is_hardware() {
+            // Without its names, the quirks of this machine would be left out in silence.
+            DmiIdentity::read().map_err(|error| Failure::io("the machine's DMI strings", &error))?;
             plan.interlocks(context)?;
             if plan.asks {
                 ask(context, plan)?;
@@ -183,8 +186,8 @@ impl<'c> Machine<'c> {
 
     /// Ends recording and log.
     pub fn close(self) -> Result {
-        let Listener { record, log, .. } = self.emulator.into_events();
-        for writer in [record, log].into_iter().flatten() {
+        let mut listener = self.emulator.into_events();
+        for writer in [listener.record.take(), listener.log.take()].into_iter().flatten() {
             writer.finish().map_err(|error| Failure::io("the trace", &error))?;
         }
         Ok(())
@@ -242,7 +245,7 @@ fn ask(context: &Context, plan: &Plan) -> Result {
     }
     let accesses = plan.steps.iter().map(|(insn, gprs)| {
         let (port, registers) = (insn.port(gprs), crate::output::assignments(gprs));
-        format!("\n  {:<6} {insn:<14} port {port:#x}  {registers}", plan::bytes(*insn))
+        format!("\n  {:<6} {:<14} port {port:#x}  {registers}", plan::bytes(*insn), insn.to_string())
     });
     let question = format!("{}, on {}{}", plan.title, context.machine(), accesses.take(16).collect::<String>());
     let refused = |why| Err(Failure::refused("confirmation", format!("{}: {why}", plan.title)));
@@ -257,6 +260,22 @@ fn ask(context: &Context, plan: &Plan) -> Result {
         (Ok(_), "y" | "Y" | "yes") => Ok(()),
         _ => refused("not confirmed"),
     }
+}
+
+/// A recording does not go over what it is a recording of.
+fn check_files(context: &Context) -> Result {
+    match (&context.globals.record, &context.globals.on) {
+        (Some(record), On::Trace(trace)) if is_same(record, trace) => {
+            Err(Failure::usage(format!("--record {}: that is the trace to be replayed", record.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether two paths lead to one file.
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    let resolved = |path: &Path| path.canonicalize().ok();
+    a == b || resolved(a).is_some_and(|a| resolved(b) == Some(a))
 }
 
 /// Begins a recording. On the hardware each access is in the file before it is made: the machine may not survive it.
@@ -280,6 +299,14 @@ pub struct Listener {
     /// Asked last, so that nothing stops an access that it has been told of.
     log: Option<TraceWriter<File>>,
     duration: Option<Duration>,
+}
+
+/// A recording of a command that failed comes to its end all the same: its last record says how. A log does not, since the scan that it
+/// is of can go on.
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.record.take().map(TraceWriter::finish);
+    }
 }
 
 impl Listener {

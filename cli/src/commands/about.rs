@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::context::{self, Context};
 use crate::failure::{Failure, Result};
 use crate::machine::Counter;
-use crate::output::{AVAILABLE, JSON_VERSION, MISSING};
+use crate::output::{AVAILABLE, JSON_VERSION, MISSING, printable};
 
 pub fn ports(context: &Context, set: Option<PortSet>) -> Result {
     let wanted = set.clone().unwrap_or_else(PortSet::all);
@@ -62,7 +62,7 @@ pub fn ports(context: &Context, set: Option<PortSet>) -> Result {
             }))?;
             continue;
         }
-        let owner = owner.map_or("-", |(name, _)| name);
+        let owner = owner.map_or_else(|| "-".to_owned(), |(name, _)| printable(name));
         let mut remarks = Vec::new();
         remarks.extend(hazard.map(|(device, reason)| format!("{device}: {reason}")));
         remarks.extend(quirk.map(|name| format!("quirk {name:?}")));
@@ -98,7 +98,11 @@ impl Finding {
 pub fn check(context: &Context) -> Result {
     context.name_backend();
     if !context.is_hardware() {
-        return context.out.line(format_args!("{} takes no privilege and no hardware", context.globals.on));
+        let message = format!("{} takes no privilege and no hardware", context.globals.on);
+        return match context.out.json {
+            true => context.out.object(&object("ports", true, true, &message)),
+            false => context.out.line(message),
+        };
     }
     let cpu = context.globals.cpu.unwrap_or(0);
     let permission = IoPermission::acquire(0x80..=0x80);
@@ -117,10 +121,7 @@ pub fn check(context: &Context) -> Result {
     findings.push(Finding { what: "machine", is_there: true, is_needed: false, words: kind.to_owned() });
     for Finding { what, is_there, words, is_needed } in &findings {
         if context.out.json {
-            let object = json!({
-                "v": JSON_VERSION, "check": what, "ok": is_there, "needed": is_needed, "message": words,
-            });
-            context.out.object(&object)?;
+            context.out.object(&object(what, *is_there, *is_needed, words))?;
             continue;
         }
         let (style, verdict) = if *is_there { (AVAILABLE, "yes") } else { (MISSING, "no ") };
@@ -131,6 +132,10 @@ pub fn check(context: &Context) -> Result {
         Err(error @ PrivilegeError::NoSuchCpu { .. }) => Err(error.into()),
         Err(error) => Err(Failure::from(error)),
     }
+}
+
+fn object(what: &str, ok: bool, needed: bool, message: &str) -> serde_json::Value {
+    json!({ "v": JSON_VERSION, "check": what, "ok": ok, "needed": needed, "message": message })
 }
 
 /// The FADT's part, whose messages begin with its name.

@@ -103,7 +103,7 @@ pub fn listing(context: &Context, arguments: &Listing) -> Result {
     // The stub, and then what it calls.
     symbols.sort_by_key(|symbol| matches!(symbol.name, SymbolName::Helper(_)));
     let is_wanted = |name: &SymbolName| match name {
-        SymbolName::Quirk { .. } => !quirks.is_empty(),
+        SymbolName::Quirk { insn: form, .. } => *form == insn,
         SymbolName::Stub(stub) => quirks.is_empty() && *stub == insn,
         _ => true,
     };

@@ -112,7 +112,7 @@ impl Sequence {
     ) -> serde_json::Value {
         let mut object = report::object(context, command);
         object.insert("code".to_owned(), format!("{:#04x}", self.code).into());
-        object.insert("data_port".to_owned(), format!("{:#04x}", self.data).into());
+        object.insert("data_byte".to_owned(), format!("{:#04x}", self.data).into());
         object.insert("port_source".to_owned(), firmware.source.clone().into());
         let happened = happened(status, command);
         let by = if command.smis.is_some() { "count" } else { "time" };
@@ -134,7 +134,7 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
     let mut title =
         format!("SMI {:#04x}, data {:#04x}, port {:#x} ({})", smi.code, smi.data, firmware.port, firmware.source);
     let plan = Plan {
-        own: (firmware.port..=firmware.port.saturating_add(1)).into(),
+        own: firmware.own_ports(),
         asks: true,
         settle: smi.quirk(&firmware),
         cpu: Some(0),
