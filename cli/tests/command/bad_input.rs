@@ -416,7 +416,7 @@ fn arguments_that_are_very_long() {
     }
     let digits = format!("0x{}", "1".repeat(100_000));
     dir.run_words(["in", &*digits]).exits(2);
-    dir.run_words(["--on", "bus:pc", "vmware", "set", "key", &*long]).ok();
+    dir.run_words(["--on", "bus:pc", "vmware", "set", "key", &long[..60_000]]).ok();
 }
 
 #[test]

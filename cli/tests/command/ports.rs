@@ -69,7 +69,7 @@ fn writes_of_each_width_are_made_with_the_form_that_fits() {
 }
 
 #[test]
-fn an_index_and_a_data_port_read_and_write_a_register() {
+fn an_index_and_a_data_byte_read_and_write_a_register() {
     let dir = Dir::new();
     assert_eq!(dir.bus("ix 0x70:0x71 0x0d").ok().stdout, "0x80\n");
     let written = dir.bus("ix 0x70:0x71 0x40 0xa5 --json").ok().objects();

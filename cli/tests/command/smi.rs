@@ -24,7 +24,7 @@ fn what_did_not_change_is_counted() {
 fn the_data_byte_goes_to_the_status_port_before() {
     let dir = Dir::new();
     let object = dir.bus("--record t smi send 0x42 --data 0xa7 rbx=3 --json").ok().object();
-    assert_eq!((&object["data_port"], &object["code"]), (&"0xa7".into(), &"0x42".into()));
+    assert_eq!((&object["data_byte"], &object["code"]), (&"0xa7".into(), &"0x42".into()));
     let records = dir.run("trace show t --json").ok().objects();
     assert_eq!(records[1]["insn"], "out 0xb3, al");
     assert_eq!(records[1]["before"], json!({ "rax": "0xa7", "rbx": "0x3" }));
@@ -35,7 +35,7 @@ fn the_data_byte_goes_to_the_status_port_before() {
 #[test]
 fn each_way_to_settle_is_a_quirk_of_the_access() {
     let dir = Dir::new();
-    for (settle, quirk) in [("0x84", "--settle PORT"), ("read-back", "read back"), ("carry", "--settle carry")] {
+    for (settle, quirk) in [("0x84", "settle port"), ("read-back", "read back"), ("carry", "settle carry")] {
         dir.bus(&format!("smi send 0x42 rcx=1 --settle {settle} --expect rbx=1")).ok();
         let object = dir.bus(&format!("-n smi send 0x42 --settle {settle} --json")).ok().object();
         let found = object["accesses"][1]["quirk"].as_str().unwrap_or_else(|| panic!("{object}"));
@@ -148,7 +148,7 @@ fn each_code_is_sent_with_each_data_byte() {
     assert_eq!(sent(&dir, "l"), [(0x41, 0), (0x41, 0xff), (0x42, 0), (0x42, 0xff), (0x99, 0), (0x99, 0xff)]);
     let objects = run.objects();
     assert_eq!(objects.len(), 6 + 1);
-    assert_eq!((&objects[3]["code"], &objects[3]["data_port"]), (&"0x42".into(), &"0xff".into()));
+    assert_eq!((&objects[3]["code"], &objects[3]["data_byte"]), (&"0x42".into(), &"0xff".into()));
     assert_eq!(objects[6]["scan"]["answered"], json!(["0x42"]));
     assert_eq!(objects[6]["scan"]["sent"], 6);
 }
