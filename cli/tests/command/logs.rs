@@ -8,8 +8,11 @@ use ioemul::trace::{RecordedError, Trace};
 
 use crate::common::{Dir, Run, words};
 
-/// How often each code was sent with each data byte, and which of them did not return.
-fn sent(text: &str) -> (BTreeMap<(u8, u8), usize>, Vec<(u8, u8)>) {
+/// A code and a data byte.
+type Smi = (u8, u8);
+
+/// How often each SMI was sent, and which of them did not return.
+fn sent(text: &str) -> (BTreeMap<Smi, usize>, Vec<Smi>) {
     let trace = Trace::read(text.as_bytes()).unwrap();
     let (mut counts, mut lost, mut data) = (BTreeMap::new(), Vec::new(), None);
     for record in trace.records() {
@@ -34,7 +37,7 @@ fn resume(dir: &Dir, scan: &str) -> Run {
 
 /// Each code with each data byte, once.
 #[track_caller]
-fn is_complete(dir: &Dir, codes: std::ops::RangeInclusive<u8>, data: std::ops::RangeInclusive<u8>) -> Vec<(u8, u8)> {
+fn is_complete(dir: &Dir, codes: std::ops::RangeInclusive<u8>, data: std::ops::RangeInclusive<u8>) -> Vec<Smi> {
     let (counts, lost) = sent(&dir.read("l"));
     let all: BTreeMap<_, _> = codes.flat_map(|code| data.clone().map(move |data| ((code, data), 1))).collect();
     assert_eq!(counts, all);

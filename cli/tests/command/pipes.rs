@@ -7,7 +7,7 @@ use crate::common::{Dir, words};
 
 /// Runs a command whose standard output is a pipe that nobody reads any more. Returns the exit status and what it said to that.
 fn unread(dir: &Dir, line: &str) -> (Option<i32>, String) {
-    let (reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
     drop(reader);
     let mut command = dir.command();
     command.args(words(line)).stdout(Stdio::from(writer)).stderr(Stdio::piped());
