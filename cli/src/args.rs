@@ -430,7 +430,13 @@ impl Cli {
 
     /// Parses arguments, the first of which is the program's name.
     pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
-        let matches = Self::tree().try_get_matches_from(arguments)?;
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        let matches = Self::tree().try_get_matches_from(&arguments)?;
+        if let Some(name) = given_twice(&arguments) {
+            let message =
+                format!("the argument '{name}' cannot be used multiple times, before and behind a subcommand");
+            return Err(Self::tree().error(clap::error::ErrorKind::ArgumentConflict, message));
+        }
         let mut cli = Self::from_arg_matches(&matches)?;
         let mut level = Some(&matches);
         while let Some(matches) = level {
@@ -439,6 +445,17 @@ impl Cli {
         }
         Ok(cli)
     }
+}
+
+/// The name of a global option that is there twice. At one level of subcommands clap refuses that; of two levels it takes the inner one
+/// without a word.
+fn given_twice(arguments: &[std::ffi::OsString]) -> Option<&'static str> {
+    let own: Vec<_> =
+        arguments.iter().take_while(|argument| *argument != "--").map(|argument| argument.to_string_lossy()).collect();
+    let count = |name: &str| {
+        own.iter().filter(|argument| argument.split_once('=').map_or(&***argument, |(name, _)| name) == name).count()
+    };
+    ["--on", "--cpu", "--record", "--host", "--fadt"].into_iter().find(|name| count(name) > 1)
 }
 
 const DRY_RUN: &str = "dry_run";

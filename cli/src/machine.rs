@@ -292,7 +292,15 @@ fn check_files(context: &Context) -> Result {
 
 /// Whether two paths lead to one file.
 pub fn is_same(a: &Path, b: &Path) -> bool {
-    let resolved = |path: &Path| path.canonicalize().ok();
+    // One that is not there yet is told by the directory that it is going to be in.
+    let resolved = |path: &Path| match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(path), ..) => Some(path),
+        (_, Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            Some(parent.canonicalize().ok()?.join(name))
+        }
+        _ => None,
+    };
     a == b || resolved(a).is_some_and(|a| resolved(b) == Some(a))
 }
 

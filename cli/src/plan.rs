@@ -9,6 +9,7 @@ use crate::context::{self, Context};
 use crate::failure::{Failure, Result};
 use crate::firmware::Firmware;
 use crate::output::{self, JSON_VERSION};
+use crate::values::On;
 
 /// The accesses that a command is going to make.
 #[derive(Debug, Default)]
@@ -44,6 +45,10 @@ impl Plan {
 
     /// The quirks that stand for some accesses: the machine's, on the machine, and the user's.
     pub fn quirks(&self, context: &Context) -> QuirkTable {
+        // A recording has an access and what its quirk did as one record.
+        if matches!(context.globals.on, On::Trace(_)) {
+            return QuirkTable::none();
+        }
         let of_machine = match context.is_hardware() {
             true => QuirkTable::for_platform(&context.dmi()),
             false => QuirkTable::none(),

@@ -69,7 +69,10 @@ pub fn quirks<'n>(context: &Context, names: impl IntoIterator<Item = &'n String>
     let mut quirks = Vec::new();
     for name in names {
         if name == "list" {
-            Quirk::ALL.iter().try_for_each(|quirk| context.out.line(quirk.name()))?;
+            Quirk::ALL.iter().try_for_each(|quirk| match context.out.json {
+                true => context.out.object(&json!({ "v": JSON_VERSION, "quirk": quirk.name() })),
+                false => context.out.line(quirk.name()),
+            })?;
             return Ok(None);
         }
         let found = Quirk::by_name(name).ok_or_else(|| {

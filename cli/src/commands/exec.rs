@@ -41,6 +41,10 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
     let access = match data {
         None => machine.execute(insn, gprs)?,
         Some((file, memory)) => {
+            // Before the access: what it reads may be there only once.
+            if insn.direction == Direction::In && file.as_os_str() != "-" {
+                fs::File::create(file).map_err(|error| Failure::io(file.display(), &error))?;
+            }
             let access = machine.execute_string(insn, gprs, memory)?;
             if insn.direction == Direction::In {
                 save(context, file, &access.data)?;

@@ -45,11 +45,22 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
         true => Some(earlier(&arguments.log)?),
         false => None,
     };
+    if let Some(earlier) = &earlier {
+        is_of_here(context, &firmware, &arguments.log, earlier)?;
+    }
     let done = match &earlier {
         Some(earlier) => course.done(&arguments.log, earlier, &mut tally)?,
         None => 0,
     };
     let rest = &course.sequences[done..];
+    if let (true, false, Some(earlier)) = (rest.is_empty(), context.globals.dry_run, &earlier) {
+        context.name_backend();
+        context.out.remark("nothing is left to send: the log has all of it");
+        if !earlier.is_whole {
+            resume(&arguments.log, earlier)?.finish().map_err(|error| Failure::io(arguments.log.display(), &error))?;
+        }
+        return course.summary(context, arguments, &tally);
+    }
     let plan = Plan {
         own: firmware.own_ports(),
         asks: true,
@@ -256,6 +267,20 @@ fn earlier(file: &Path) -> Result<PartialTrace> {
     let opened = File::open(file).map_err(|error| Failure::io(file.display(), &error))?;
     Trace::read_partial(BufReader::new(opened))
         .map_err(|error| Failure::new(Kind::Trace, format!("{}: {error}", file.display())).fact("line", error.line))
+}
+
+/// Refuses to go on with a log of another machine: it would be one of neither.
+fn is_of_here(context: &Context, firmware: &Firmware, file: &Path, earlier: &PartialTrace) -> Result {
+    let (there, here) = (earlier.trace.header(), context.header(Some(firmware)));
+    if (&there.on, &there.machine) == (&here.on, &here.machine) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{}: its SMIs were sent on {}, and this is {}: --resume goes on where the scan began",
+        file.display(),
+        output::printable(format!("{} {}", there.on, there.machine).trim()),
+        format!("{} {}", here.on, here.machine).trim()
+    )))
 }
 
 fn resume(file: &Path, earlier: &PartialTrace) -> Result<TraceWriter<File>> {

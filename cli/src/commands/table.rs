@@ -26,6 +26,14 @@ pub fn run(context: &Context, arguments: &Table) -> Result {
     let table = build(arguments, &options).map_err(|error| Failure::usage(error.to_string()))?;
     let files = [(output, table.source().to_string()), (header, table.header().to_string())];
     for (path, text) in files {
+        if context.globals.dry_run {
+            context.out.line(format_args!(
+                "{}: {} lines, which are not written",
+                path.display(),
+                text.lines().count()
+            ))?;
+            continue;
+        }
         fs::write(path, &text).map_err(|error| Failure::io(path.display(), &error))?;
         context.out.remark(format_args!("{}: {} lines", path.display(), text.lines().count()));
     }

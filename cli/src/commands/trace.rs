@@ -232,14 +232,26 @@ fn diff(context: &Context, a: &Path, b: &Path) -> Result {
     }
 }
 
+/// Whether a command is one that the records of a trace can be held against.
+fn makes_accesses(command: &args::Command) -> bool {
+    use args::Command::*;
+    match command {
+        In { .. } | Out { .. } | Ix { .. } | Cmos { .. } | Exec(_) | Dell(_) | Vmware(_) => true,
+        Smi(command) => matches!(command, args::Smi::Send { .. } | args::Smi::Scan(_)),
+        _ => false,
+    }
+}
+
 fn replay(context: &Context, file: &Path, lenient: bool, command: Vec<String>) -> Result {
     let arguments = std::iter::once("ioemul".to_owned()).chain(command).map(OsString::from);
     let inner = Cli::read(arguments).map_err(|error| {
         let text = error.render().to_string();
         Failure::usage(format!("the command to replay: {}", text.trim().trim_start_matches("error: ")))
     })?;
-    if let args::Command::Trace(_) = inner.command {
-        return Err(Failure::usage("the command to replay makes no access: it is `trace` itself"));
+    if !makes_accesses(&inner.command) {
+        return Err(Failure::usage(
+            "the command to replay makes no access: there is nothing to hold against the trace",
+        ));
     }
     let mut globals = inner.globals;
     globals.on = On::Trace(file.to_owned());
