@@ -25,6 +25,8 @@
 //!   need more; [`fault`] how a #GP becomes an error.
 //! - [`events`] tells what an emulator does, [`trace`] records it and plays it back without the hardware, [`devices`]
 //!   has models to test against, and [`guest_rpc`] speaks to a VMware host.
+//! - [`Fadt`] knows the port for software SMIs and the codes that are ACPI's, [`IoPortOwners`] which driver has a port, and
+//!   [`SmiCounter`] how many SMIs there were.
 //!
 //! # Features
 //!
@@ -38,7 +40,7 @@
 //! - `vm-superio`: rust-vmm's 16550 UART and i8042 on a software bus.
 //! - `kvm` (Linux): a guest's port accesses as KVM delivers them, and conversions between [`Gprs`] and KVM's registers.
 //!
-//! x86-64 only. Linux is the supported system: fault recovery, DMI and privilege are Linux's.
+//! x86-64 only. Linux is the supported system: fault recovery, DMI, privilege and SMI counts are Linux's.
 #![cfg_attr(not(feature = "std"), allow(rustdoc::broken_intra_doc_links))] // to what there is with it
 #![cfg_attr(all(not(feature = "std"), not(test)), no_std)] // its own tests have a process to run in
 #![deny(missing_docs)]

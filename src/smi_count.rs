@@ -88,18 +88,23 @@ impl Machine<'_> {
             return Err(SmiCounterError::NotIntel { vendor });
         }
         let path = Path::new(self.devices).join(cpu.to_string()).join("msr");
-        let error = |source: io::Error| match (source.kind(), source.raw_os_error()) {
+        let device = File::open(&path).map_err(|source| self.error(cpu, &path, source))?;
+        let counter = SmiCounter { device, path, cpu };
+        counter.value().map_err(|source| self.error(cpu, &counter.path, source))?;
+        Ok(counter)
+    }
+
+    /// What a failure to open or to read the device means.
+    fn error(&self, cpu: usize, path: &Path, source: io::Error) -> SmiCounterError {
+        let path = path.to_owned();
+        match (source.kind(), source.raw_os_error()) {
             (ErrorKind::NotFound, _) if self.is_missing(cpu) => SmiCounterError::NoSuchCpu { cpu },
-            (ErrorKind::NotFound, _) => SmiCounterError::NoDevice { path: path.clone() },
-            (ErrorKind::PermissionDenied, _) => SmiCounterError::NotPermitted { path: path.clone(), source },
+            (ErrorKind::NotFound, _) => SmiCounterError::NoDevice { path },
+            (ErrorKind::PermissionDenied, _) => SmiCounterError::NotPermitted { path, source },
             (_, Some(libc::ENXIO)) => SmiCounterError::NoSuchCpu { cpu },
             (_, Some(libc::EIO)) => SmiCounterError::NoRegister { cpu },
-            _ => SmiCounterError::Os { path: path.clone(), source },
-        };
-        let device = File::open(&path).map_err(error)?;
-        let counter = SmiCounter { device, path: path.clone(), cpu };
-        counter.value().map_err(error)?;
-        Ok(counter)
+            _ => SmiCounterError::Os { path, source },
+        }
     }
 
     /// Whether it is known that there is no such CPU.

@@ -11,7 +11,7 @@ use ioemul::{DmiIdentity, Fadt, FadtReadError, PortSet};
 use crate::args::Globals;
 use crate::failure::{Failure, Kind, Result, sentence};
 use crate::firmware::Firmware;
-use crate::output::Output;
+use crate::output::{Output, printable};
 use crate::values::On;
 
 /// Options and facts.
@@ -67,9 +67,9 @@ impl Context {
     /// The machine's name, as its makers have it.
     pub fn machine(&self) -> String {
         let dmi = self.dmi();
-        match format!("{} {}", dmi.sys_vendor, dmi.product_name).trim() {
+        match format!("{} {}", dmi.sys_vendor.trim(), dmi.product_name.trim()).trim() {
             "" => "a machine without DMI strings".to_owned(),
-            name => name.to_owned(),
+            name => printable(name),
         }
     }
 

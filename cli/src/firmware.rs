@@ -1,7 +1,7 @@
 //! The SMI command port and the codes that are ACPI's: from the FADT, or from the trace that is replayed.
 
-use ioemul::Fadt;
 use ioemul::trace::TraceHeader;
+use ioemul::{Fadt, PortSet};
 
 use crate::failure::{Failure, Result};
 use crate::pc;
@@ -36,6 +36,12 @@ impl Firmware {
     /// The port that nearly every PC has, for a dry run by a user who may not read the FADT.
     pub fn usual() -> Self {
         Self { port: 0xb2, source: "the usual one".to_owned(), reserved: Vec::new() }
+    }
+
+    /// The ports that are written for an SMI, as far as they are where PCs have them: other ports that a FADT names, which may be a file
+    /// of another machine's, are judged like all others.
+    pub fn own_ports(&self) -> PortSet {
+        PortSet::from(self.port..=self.port.saturating_add(1)) & PortSet::from(0xb2..=0xb3)
     }
 
     pub fn name_of(&self, code: u8) -> Option<&str> {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use ioemul::events::{Attempt, Events, Outcome};
 use ioemul::trace::TraceWriter;
 use ioemul::{
-    CpuAffinity, DeviceError, Direction, Error, Gprs, IoEmulator, IoFault, IoInsn, IoPermission, IoPortOwners,
-    IoPortOwnersError, PortSet, PrivilegeError, SmiCounter, SoftwareBus,
+    CpuAffinity, DeviceError, Direction, DmiIdentity, Error, Gprs, IoEmulator, IoFault, IoInsn, IoPermission,
+    IoPortOwners, IoPortOwnersError, PortSet, PrivilegeError, SmiCounter, SoftwareBus,
 };
 
 use crate::context::Context;
@@ -89,9 +89,12 @@ impl<'c> Machine<'c> {
             return Ok(None);
         }
         context.name_backend();
+        check_files(context)?;
         let cpu = context.globals.cpu.or(plan.cpu);
         let mut hardware = Hardware::default();
         if context.is_hardware() {
+            // Without its names, the quirks of this machine would be left out in silence.
+            DmiIdentity::read().map_err(|error| Failure::io("the machine's DMI strings", &error))?;
             plan.interlocks(context)?;
             if plan.asks {
                 ask(context, plan)?;
@@ -257,6 +260,22 @@ fn ask(context: &Context, plan: &Plan) -> Result {
         (Ok(_), "y" | "Y" | "yes") => Ok(()),
         _ => refused("not confirmed"),
     }
+}
+
+/// A recording does not go over what it is a recording of.
+fn check_files(context: &Context) -> Result {
+    match (&context.globals.record, &context.globals.on) {
+        (Some(record), On::Trace(trace)) if is_same(record, trace) => {
+            Err(Failure::usage(format!("--record {}: that is the trace to be replayed", record.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether two paths lead to one file.
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    let resolved = |path: &Path| path.canonicalize().ok();
+    a == b || resolved(a).is_some_and(|a| resolved(b) == Some(a))
 }
 
 /// Begins a recording. On the hardware each access is in the file before it is made: the machine may not survive it.

@@ -98,6 +98,17 @@ pub fn flags(rflags: u64) -> String {
     set.collect::<Vec<_>>().join(" ")
 }
 
+/// A text of somebody else's, with control characters escaped: a terminal obeys some of them.
+pub fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut printable, letter| {
+        match letter.is_control() {
+            true => printable.extend(letter.escape_default()),
+            false => printable.push(letter),
+        }
+        printable
+    })
+}
+
 /// A time that is read at a glance: `9.8 us`, `1.25 ms`.
 pub fn time(duration: std::time::Duration) -> String {
     let ns = duration.as_nanos();

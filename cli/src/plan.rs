@@ -94,7 +94,8 @@ impl Plan {
         }
         if self.is_scan && !context::is_virtual() {
             let product = context.dmi().product_name;
-            if context.globals.host.as_deref() != Some(&product) {
+            let product = product.trim();
+            if context.globals.host.as_deref().map(str::trim) != Some(product) {
                 let message = format!(
                     "a scan of a real machine calls firmware that may do anything: say which machine is meant, by --host {product:?}"
                 );
@@ -127,8 +128,8 @@ impl Plan {
         for port in ports_of(access).filter(|port| !is_permitted(*port)) {
             let Some(owner) = owners.owner(port, Width::Byte) else { continue };
             let message = format!(
-                "{access} is refused: the driver {:?} has port {port:#x} (/proc/ioports; --allow-busy {port:#x} permits it)",
-                owner.name
+                "{access} is refused: the driver \"{}\" has port {port:#x} (/proc/ioports; --allow-busy {port:#x} permits it)",
+                output::printable(&owner.name)
             );
             return Err(Failure::refused("busy", message)
                 .fact("port", format!("{port:#x}"))

@@ -82,7 +82,7 @@ pub enum FadtReadError {
 }
 
 impl FadtReadError {
-    fn of(path: &Path, source: io::Error) -> Self {
+    pub(super) fn of(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             ErrorKind::NotFound => Self::NotFound { path },

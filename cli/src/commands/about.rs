@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::context::{self, Context};
 use crate::failure::{Failure, Result};
 use crate::machine::Counter;
-use crate::output::{AVAILABLE, JSON_VERSION, MISSING};
+use crate::output::{AVAILABLE, JSON_VERSION, MISSING, printable};
 
 pub fn ports(context: &Context, set: Option<PortSet>) -> Result {
     let wanted = set.clone().unwrap_or_else(PortSet::all);
@@ -62,7 +62,7 @@ pub fn ports(context: &Context, set: Option<PortSet>) -> Result {
             }))?;
             continue;
         }
-        let owner = owner.map_or("-", |(name, _)| name);
+        let owner = owner.map_or_else(|| "-".to_owned(), |(name, _)| printable(name));
         let mut remarks = Vec::new();
         remarks.extend(hazard.map(|(device, reason)| format!("{device}: {reason}")));
         remarks.extend(quirk.map(|name| format!("quirk {name:?}")));

@@ -13,7 +13,7 @@ use crate::commands::smi::Sequence;
 use crate::context::Context;
 use crate::failure::{Failure, Kind, Result};
 use crate::firmware::Firmware;
-use crate::machine::{Access, Machine};
+use crate::machine::{Access, Machine, is_same};
 use crate::output::{self, CHANGED, JSON_VERSION};
 use crate::plan::Plan;
 use crate::values::{self, Registers};
@@ -33,6 +33,11 @@ struct Tally {
 }
 
 pub fn run(context: &Context, arguments: &Scan) -> Result {
+    if context.globals.record.as_deref().is_some_and(|record| is_same(record, &arguments.log)) {
+        return Err(Failure::usage(
+            "--record and --log name the same file: the log is a trace of all accesses as well",
+        ));
+    }
     let firmware = context.firmware()?;
     let course = Course::new(arguments, &firmware).map_err(Failure::usage)?;
     let mut tally = Tally::default();
@@ -46,7 +51,7 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
     };
     let rest = &course.sequences[done..];
     let plan = Plan {
-        own: (firmware.port..=firmware.port.saturating_add(1)).into(),
+        own: firmware.own_ports(),
         asks: true,
         is_scan: true,
         cpu: Some(0),

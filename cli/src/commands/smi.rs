@@ -134,7 +134,7 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
     let mut title =
         format!("SMI {:#04x}, data {:#04x}, port {:#x} ({})", smi.code, smi.data, firmware.port, firmware.source);
     let plan = Plan {
-        own: (firmware.port..=firmware.port.saturating_add(1)).into(),
+        own: firmware.own_ports(),
         asks: true,
         settle: smi.quirk(&firmware),
         cpu: Some(0),

@@ -54,7 +54,7 @@ fn object(number: usize, record: &Record) -> Map<String, Value> {
 fn error_text(error: &RecordedError) -> String {
     match error {
         RecordedError::Fault(fault) => fault.to_string(),
-        RecordedError::Refused(words) => format!("refused: {words}"),
+        RecordedError::Refused(words) => format!("refused: {}", output::printable(words)),
         RecordedError::DidNotReturn => "did not return".to_owned(),
         _ => "ended in an error".to_owned(),
     }
@@ -134,7 +134,8 @@ fn lines(header: &TraceHeader) -> Vec<(&'static str, String)> {
         ("date", header.date.clone()),
         ("SMI port", smi_port),
     ];
-    rows.into_iter().filter(|(_, text)| !text.is_empty()).collect()
+    let said = rows.into_iter().filter(|(_, text)| !text.is_empty());
+    said.map(|(name, text)| (name, output::printable(&text))).collect()
 }
 
 fn header_object(header: &TraceHeader) -> Value {
