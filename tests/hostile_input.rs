@@ -211,6 +211,11 @@ fn memory_is_in_proportion_to_the_file() {
             println!("{len:>8}, {shape}: {:.2} at most, {:.2} kept", factor(peak), factor(kept));
             assert!(factor(peak) < 36.0, "{shape}: {peak} bytes for a file of {}", file.len());
             assert!(factor(kept) < 12.0, "{shape}: {kept} bytes kept of a file of {}", file.len());
+            // The same of what is there of it.
+            let file = &file[..file.len() - 2];
+            let (_partial, peak, kept) = with_memory(|| Trace::read_partial(file.as_bytes()).ok());
+            assert!(factor(peak) < 36.0, "{shape}: {peak} bytes for a file of {}", file.len());
+            assert!(factor(kept) < 12.0, "{shape}: {kept} bytes kept of a file of {}", file.len());
         }
     }
 }
@@ -271,6 +276,13 @@ fn a_trace_is_read_in_linear_time() {
     is_linear("many tiny records", 80_000, |count| {
         drop(read(file(vec![SMALLEST; count]).as_bytes(), TraceLimits::new()).unwrap())
     });
+    // What follows a wrong line is looked through for lines of a trace.
+    for tail in ["\n", "\0", "\0\n", "{", "{\n", "\0x", r#"{"insn":"#] {
+        is_linear(tail, 80_000, |count| {
+            let file = format!("{HEADER}{SMALLEST}\nwrong\n{}", tail.repeat(count));
+            assert_eq!(Trace::read_partial(file.as_bytes()).unwrap().trace.records().len(), 1);
+        });
+    }
 }
 
 /// Steps to be recorded and played: OUT of ever other values to a few ports, IN, and OUTS of ever other data.

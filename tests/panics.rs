@@ -126,7 +126,7 @@ impl PortDevice for Device {
 }
 
 /// The events of a listener, by name.
-const EVENTS: [&str; 5] = ["before", "after", "denied", "faulted", "refused"];
+const EVENTS: [&str; 6] = ["approve", "before", "after", "denied", "faulted", "refused"];
 
 /// Panics at the event that is named, once; and writes down all the others.
 #[derive(Clone, Default)]
@@ -152,6 +152,11 @@ impl Loud {
 }
 
 impl Events for Loud {
+    fn approve(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+        self.hear("approve", attempt.gprs);
+        Ok(())
+    }
+
     fn before(&mut self, attempt: &Attempt<'_>) {
         self.hear("before", attempt.gprs);
     }
@@ -186,7 +191,8 @@ fn quietly(layout: Option<StubLayout>, insn: IoInsn, next: Next) -> (Gprs, [u8; 
 fn panics_of<E: Events>(listen: impl Fn(Loud) -> E) {
     for layout in layouts() {
         for insn in [DX, QUIRK, IMM8, INS, OUTS] {
-            for (event, next) in [("before", Next::Answer), ("after", Next::Answer), ("refused", Next::Refuse)] {
+            let ends = [("after", Next::Answer), ("refused", Next::Refuse)];
+            for (event, next) in [("approve", Next::Answer), ("before", Next::Answer)].into_iter().chain(ends) {
                 let (device, loud) = (Device::new(), Loud::default());
                 let mut emulator = emulator(layout, device.clone(), listen(loud.clone()));
                 device.tell(next);
@@ -196,7 +202,7 @@ fn panics_of<E: Events>(listen: impl Fn(Loud) -> E) {
                 assert_eq!(panic.downcast_ref(), Some(&event));
                 // Nothing has happened, or all that would have without the panic.
                 let (asked, expected) = match event {
-                    "before" => (0, (given(), [0; 6])),
+                    "approve" | "before" => (0, (given(), [0; 6])),
                     _ => (1, quietly(layout, insn, next)),
                 };
                 assert_eq!((device.asked(), (gprs, memory)), (asked, expected), "{layout:?} {insn} {event}");
@@ -209,7 +215,7 @@ fn panics_of<E: Events>(listen: impl Fn(Loud) -> E) {
                 let (mut gprs, mut memory) = (given(), [0; 6]);
                 run(&mut emulator, insn, &mut gprs, &mut memory).unwrap();
                 assert_eq!((gprs, memory), quietly(layout, insn, Next::Answer), "{layout:?} {insn} {event}");
-                assert_eq!((device.asked(), loud.heard()), (1, vec!["before", "after"]));
+                assert_eq!((device.asked(), loud.heard()), (1, vec!["approve", "before", "after"]));
             }
             // Denied: the port, and for a quirk one of its own.
             let (device, loud) = (Device::new(), Loud::default());
@@ -237,6 +243,10 @@ fn a_listener_that_panics() {
 struct Lender(Loud);
 
 impl Events for Lender {
+    fn approve(&mut self, attempt: &Attempt<'_>) -> Result<(), DeviceError> {
+        Events::approve(&mut &mut self.0, attempt)
+    }
+
     fn before(&mut self, attempt: &Attempt<'_>) {
         Events::before(&mut &mut self.0, attempt);
     }
@@ -271,7 +281,8 @@ fn a_listener_that_panics_within_others() {
 #[test]
 fn the_listeners_beside_one_that_panics() {
     for layout in layouts() {
-        for (event, next) in [("before", Next::Answer), ("after", Next::Answer), ("refused", Next::Refuse)] {
+        let ends = [("after", Next::Answer), ("refused", Next::Refuse)];
+        for (event, next) in [("approve", Next::Answer), ("before", Next::Answer)].into_iter().chain(ends) {
             let (first, loud, last) = (Loud::default(), Loud::default(), Loud::default());
             let device = Device::new();
             let listeners = (first.clone(), (loud.clone(), last.clone()));
@@ -279,9 +290,13 @@ fn the_listeners_beside_one_that_panics() {
             device.tell(next);
             *loud.at.lock().unwrap() = event;
             caught(|| emulator.execute(DX, &mut given()));
-            let (before, both) = (vec!["before"], vec!["before", event]);
-            let (told, not_told) = if event == "before" { (before, vec![]) } else { (both, before) };
-            assert_eq!((first.heard(), last.heard()), (told, not_told), "{layout:?} {event}");
+            let told = match event {
+                "approve" => vec!["approve"],
+                "before" => vec!["approve", "before"],
+                _ => vec!["approve", "before", event],
+            };
+            let not_told = &told[..told.len() - 1];
+            assert_eq!((&*first.heard(), &*last.heard()), (&*told, not_told), "{layout:?} {event}");
         }
     }
 }
@@ -310,7 +325,7 @@ fn a_listener_that_panics_at_a_quirk_that_is_denied() {
 fn a_listener_that_panics_at_a_fault() {
     for &layout in StubLayout::ALL {
         for insn in [IoInsn::out_imm8(Width::Byte, 0x80), IoInsn::rep_outs(Width::Byte)] {
-            for event in ["before", "faulted"] {
+            for event in ["approve", "before", "faulted"] {
                 let loud = Loud::default();
                 let builder = IoEmulator::builder().layout(layout).quirks(QuirkTable::none()).events(loud.clone());
                 // SAFETY: without privilege nothing is accessed, and writing port 0x80 would do nothing.
@@ -326,11 +341,11 @@ fn a_listener_that_panics_at_a_fault() {
                 assert_eq!(gprs, given, "{layout:?} {insn} {event}");
                 loud.heard();
                 run(&mut emulator, insn, &mut gprs, &mut memory).unwrap_err();
-                assert_eq!((gprs, loud.heard()), (given, vec!["before", "faulted"]));
+                assert_eq!((gprs, loud.heard()), (given, vec!["approve", "before", "faulted"]));
             }
         }
     }
-    assert_eq!(EVENTS.len(), 5, "every event is in one of these tests");
+    assert_eq!(EVENTS.len(), 6, "every event is in one of these tests");
 }
 
 /// `emulate` is `execute` behind a decoder, and the helpers for one port are, too.
@@ -339,11 +354,11 @@ fn the_other_ways_into_an_emulator() {
     for layout in layouts() {
         let (device, loud) = (Device::new(), Loud::default());
         let mut emulator = emulator(layout, device.clone(), loud.clone());
-        for event in ["before", "after"] {
+        for event in ["approve", "before", "after"] {
             *loud.at.lock().unwrap() = event;
             let mut gprs = given();
             assert_eq!(caught(|| emulator.emulate(&[0xec], &mut gprs)).downcast_ref(), Some(&event));
-            let expected = if event == "before" { given() } else { quietly(layout, DX, Next::Answer).0 };
+            let expected = if event == "after" { quietly(layout, DX, Next::Answer).0 } else { given() };
             assert_eq!(gprs, expected, "{layout:?} {event}");
             *loud.at.lock().unwrap() = event;
             assert_eq!(caught(|| emulator.port_in(PORT, Width::Byte)).downcast_ref(), Some(&event));

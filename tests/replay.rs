@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use ioemul::devices::{Latch, ProLiantPort, SmmMailbox, VmwareBackdoor};
 use ioemul::events::Events;
-use ioemul::trace::{Progress, Record, RecordedError, Trace};
+use ioemul::trace::{Progress, Record, RecordedError, ReplayError, Trace};
 use ioemul::{
     DeviceError, Direction, Error, Gprs, IoEmulator, IoInsn, PortAccess, PortDevice, PortSet, QuirkTable, SoftwareBus,
     StringProgress, StubLayout, Width,
@@ -188,7 +188,43 @@ fn a_listener_can_be_watched_from_outside() {
     for step in &steps() {
         let _ = perform(&mut emulator, step);
     }
-    assert_eq!(emulator.into_events(), trace);
+    // But for the time that it took.
+    let untimed = |trace: Trace| -> Vec<_> {
+        trace.records().iter().map(|record| Record { duration: None, ..record.clone() }).collect()
+    };
+    assert!(trace.records().iter().all(|record| record.duration.is_some()));
+    assert_eq!(untimed(emulator.into_events()), untimed(trace));
+}
+
+/// What did not return when it was recorded has no answer: an error that says so, in both kinds of replay, also of a string.
+#[test]
+fn an_access_that_did_not_return_is_replayed_as_an_error() {
+    let before = Gprs { rax: 0x5a, rcx: 2, rdx: 0xb2, ..Gprs::default() };
+    let record = |insn| Record {
+        insn,
+        before,
+        after: before,
+        data: vec![],
+        error: Some(RecordedError::DidNotReturn),
+        duration: None,
+    };
+    let insns = [IoInsn::out_imm8(Width::Byte, 0xb2), IoInsn::rep_ins(Width::Word)];
+    for is_strict in [true, false] {
+        let replay = Trace::from_iter(insns.map(record)).replay();
+        let (mut emulator, progress) = replayer(if is_strict { replay.strict() } else { replay.lenient() });
+        for insn in insns {
+            let (mut gprs, mut memory) = (before, [0; 4]);
+            let error = match insn.is_string() {
+                true => emulator.read_string(insn, &mut gprs, &mut memory).unwrap_err(),
+                false => emulator.execute(insn, &mut gprs).unwrap_err(),
+            };
+            let Error::Device { source, .. } = &error else { panic!("{error}") };
+            assert_eq!(source.downcast_ref(), Some(&ReplayError::DidNotReturn));
+            assert!(error.to_string().ends_with("the recorded access did not return"), "{error}");
+            assert_eq!((gprs, memory), (before, [0; 4]));
+        }
+        progress.finish().unwrap();
+    }
 }
 
 #[test]

@@ -12,11 +12,11 @@ use ioemul::events::{Attempt, Events, Outcome};
 use ioemul::trace::TraceWriter;
 use ioemul::{
     CpuAffinity, DeviceError, Direction, DmiIdentity, Error, Gprs, IoEmulator, IoFault, IoInsn, IoPermission,
-    IoPortOwners, IoPortOwnersError, PortSet, PrivilegeError, SmiCounter, SoftwareBus,
+    IoPortOwners, IoPortOwnersError, PortSet, PrivilegeError, SmiCounter, SmiCounterError, SoftwareBus,
 };
 
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, sentence};
 use crate::pc;
 use crate::plan::{self, Plan};
 use crate::values::On;
@@ -40,6 +40,7 @@ pub struct Machine<'c> {
     context: &'c Context,
     emulator: IoEmulator<Listener>,
     counter: Counter,
+    is_cold: bool,
     /// Why the ports were not opened, where that was to be tried.
     refusal: Option<PrivilegeError>,
     /// Kept until the end.
@@ -56,6 +57,8 @@ pub enum Counter {
     Model(Arc<AtomicU32>),
     /// Nobody, and why.
     None(String),
+    /// Nobody without privilege, and which.
+    Forbidden(String),
 }
 
 impl Counter {
@@ -63,7 +66,8 @@ impl Counter {
     pub fn of_hardware(cpu: usize) -> Self {
         match SmiCounter::open(cpu) {
             Ok(counter) => Self::Msr(counter),
-            Err(error) => Self::None(error.to_string()),
+            Err(error @ SmiCounterError::NotPermitted { .. }) => Self::Forbidden(sentence(&error)),
+            Err(error) => Self::None(sentence(&error)),
         }
     }
 
@@ -71,7 +75,7 @@ impl Counter {
         match self {
             Self::Msr(counter) => counter.read().ok(),
             Self::Model(count) => Some(count.load(Ordering::Relaxed)),
-            Self::None(_) => None,
+            Self::None(_) | Self::Forbidden(_) => None,
         }
     }
 }
@@ -125,7 +129,15 @@ impl<'c> Machine<'c> {
         };
         let emulator = builder.build()?;
         let Hardware { permission, affinity, refusal } = hardware;
-        Ok(Some(Self { context, emulator, counter, refusal, _permission: permission, _affinity: affinity }))
+        Ok(Some(Self {
+            context,
+            emulator,
+            counter,
+            is_cold: true,
+            refusal,
+            _permission: permission,
+            _affinity: affinity,
+        }))
     }
 
     /// Makes an access.
@@ -148,6 +160,7 @@ impl<'c> Machine<'c> {
         mut data: Vec<u8>,
         make: impl FnOnce(&mut IoEmulator<Listener>, &mut Gprs, &mut Vec<u8>) -> std::result::Result<(), Error>,
     ) -> Result<Access> {
+        self.is_cold = false;
         let mut after = before;
         let count = self.counter.read();
         make(&mut self.emulator, &mut after, &mut data).map_err(|error| self.failure(insn, &error))?;
@@ -163,6 +176,11 @@ impl<'c> Machine<'c> {
             (Error::Fault { .. }, Some(refusal)) => refusal.into(),
             _ => Failure::access(insn, error),
         }
+    }
+
+    /// Whether no access has been made yet: the first one takes longer, since nothing of what it runs through is in a cache.
+    pub fn is_cold(&self) -> bool {
+        self.is_cold
     }
 
     /// The emulator itself, for the library's own protocols.

@@ -56,7 +56,11 @@ fn record(script: &mut Script<'_>) -> Record {
     if script.u8() == 0 {
         after.rax = 1 << 40; // which no bus can give, where it is an input of 32 bits
     }
-    let error = script.u8().is_multiple_of(4).then(|| RecordedError::Refused("no".into()));
+    let error = match script.u8() % 8 {
+        0 => Some(RecordedError::Refused("no".into())),
+        4 => Some(RecordedError::DidNotReturn),
+        _ => None,
+    };
     let mut record = Record { insn, before, after, data: Vec::new(), error, duration: None };
     let len = requested(&record).unwrap_or(0);
     let moved = if record.error.is_some() { len.min(script.u8().into()) } else { len };

@@ -121,8 +121,8 @@ pub(super) enum Line {
 impl Line {
     pub(super) fn parse(text: &[u8]) -> Result<Line, TraceProblem> {
         match serde_json::from_slice(text) {
-            Ok(Kind { records: Some(_), .. }) => parse(text).map(|End { records }| Line::End(records)),
-            Ok(Kind { about_to: Some(_), .. }) => {
+            Ok(Extended(Kind { records: Some(_), .. })) => parse(text).map(|End { records }| Line::End(records)),
+            Ok(Extended(Kind { about_to: Some(_), .. })) => {
                 let Announcement { about_to, before } = parse(text)?;
                 Ok(Line::Announcement(Pending { insn: parse_insn(&about_to)?, before: before.or(&Gprs::default()) }))
             }
@@ -134,8 +134,8 @@ impl Line {
 /// Returns the version, and what the line says about the trace.
 pub(super) fn parse_header(text: &[u8]) -> Result<(u32, TraceHeader), TraceProblem> {
     match serde_json::from_slice(text) {
-        Ok(Version { version: 1..=FORMAT_VERSION }) => {}
-        Ok(Version { version: found }) => return Err(TraceProblem::Version { found }),
+        Ok(Extended(Version { version: 1..=FORMAT_VERSION })) => {}
+        Ok(Extended(Version { version: found })) => return Err(TraceProblem::Version { found }),
         Err(_) => return Err(TraceProblem::NotATrace),
     }
     let Header { version, on, machine, bios, date, cpu, smi_port, port_source, reserved_codes } = parse(text)?;

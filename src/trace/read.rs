@@ -125,7 +125,7 @@ impl Trace {
     /// Reads a trace file, as [`Self::read`] does, within the limits given.
     ///
     /// A line that is too long is not read to its end. However a file is made, reading it takes at most 36 times as much
-    /// memory as it has bytes (the shortest lines are a tenth of the [`Record`] that they stand for, and the list of
+    /// memory as it has bytes (the shortest lines are a twelfth of the [`Record`] that they stand for, and the list of
     /// records doubles as it grows); what remains is at most twelve times as much.
     ///
     /// # Errors
@@ -311,7 +311,7 @@ impl<R: BufRead> Lines<R> {
     fn hold_another(&mut self) -> Result<bool, TraceError> {
         let at = self.number;
         loop {
-            if self.line.last() == Some(&b'\n') && is_line(&self.line) {
+            if is_line(&self.line) {
                 return Ok(true);
             }
             let read = self.skip_zeros().map_err(TraceProblem::Read).and_then(|()| match self.next() {
@@ -339,7 +339,8 @@ impl<R: BufRead> Lines<R> {
 
 /// Whether a line of a trace is there, behind zeros perhaps.
 fn is_line(text: &[u8]) -> bool {
-    text.rsplit(|byte| *byte == 0).next().is_some_and(|text| Line::parse(text).is_ok())
+    let text = text.rsplit(|byte| *byte == 0).next().unwrap_or_default().trim_ascii_start();
+    text.starts_with(b"{") && Line::parse(text).is_ok()
 }
 
 /// What has been read.

@@ -147,7 +147,7 @@ fn counted(cpu: usize) -> std::result::Result<String, String> {
     let counter = Counter::of_hardware(cpu);
     match (counter.read(), counter) {
         (Some(count), _) => Ok(format!("MSR 0x34 counts them: {count} so far")),
-        (None, Counter::None(why)) => Err(format!("{why}: an SMI is told by its time")),
+        (None, Counter::None(why) | Counter::Forbidden(why)) => Err(format!("{why}: an SMI is told by its time")),
         (None, _) => Err("MSR 0x34 cannot be read any more".to_owned()),
     }
 }

@@ -58,9 +58,17 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
         firmware: Some(firmware.clone()),
         ..Plan::new(
             format!("scan of {} SMIs, port {:#x} ({})", rest.len(), firmware.port, firmware.source),
-            rest.iter().flat_map(|smi| [smi.status, smi.command]).collect(),
+            steps(rest),
         )
     };
+    if let (Some(earlier), []) = (&earlier, rest) {
+        context.out.remark("the log has all of the scan: nothing is sent");
+        if !earlier.is_whole && !context.globals.dry_run {
+            let ended = resume(&arguments.log, earlier)?.finish();
+            ended.map_err(|error| Failure::io(arguments.log.display(), &error))?;
+        }
+        return course.summary(context, arguments, &tally);
+    }
     let log = || match &earlier {
         Some(earlier) => resume(&arguments.log, earlier),
         None => begin(context, &arguments.log, &firmware),
@@ -82,6 +90,12 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
     }
     machine.close()?;
     course.summary(context, arguments, &tally)
+}
+
+/// All accesses, in their order.
+fn steps(sequences: &[Sequence]) -> Vec<(IoInsn, Gprs)> {
+    let Some((first, others)) = sequences.split_first() else { return Vec::new() };
+    first.first().into_iter().chain(others.iter().flat_map(|smi| [smi.status, smi.command])).collect()
 }
 
 impl Course {

@@ -95,8 +95,16 @@ impl Sequence {
         })
     }
 
+    /// The accesses of the first SMI: the byte is written twice, so that the time of the second write is one to go by.
+    pub fn first(&self) -> Vec<(IoInsn, Gprs)> {
+        vec![self.status, self.status, self.command]
+    }
+
     /// Makes both accesses. The first one is the yardstick for the time of the second.
     pub fn raise(&self, machine: &mut Machine<'_>) -> Result<(Access, Access)> {
+        if machine.is_cold() {
+            machine.execute(self.status.0, self.status.1)?;
+        }
         let status = machine.execute(self.status.0, self.status.1)?;
         let command = machine.execute(self.command.0, self.command.1)?;
         Ok((status, command))
@@ -114,19 +122,19 @@ impl Sequence {
         object.insert("code".to_owned(), format!("{:#04x}", self.code).into());
         object.insert("data_byte".to_owned(), format!("{:#04x}", self.data).into());
         object.insert("port_source".to_owned(), firmware.source.clone().into());
-        let happened = happened(status, command);
-        let by = if command.smis.is_some() { "count" } else { "time" };
+        let (happened, by) = happened(status, command).unzip();
         object.insert("smi".to_owned(), happened.into());
-        object.insert("smi_by".to_owned(), happened.map(|_| by).into());
+        object.insert("smi_by".to_owned(), by.into());
         object.into()
     }
 }
 
-/// Whether there was an SMI: by the count, or by the time that it took, or nobody knows.
-pub fn happened(status: &Access, command: &Access) -> Option<bool> {
-    match command.smis {
-        Some(smis) => Some(smis > 0),
-        None => Some(report::is_smi_by_time(command.duration?, status.duration?)),
+/// Whether there was an SMI, and how that is known: by the count; by a register or flag that changed; or by the time that it took.
+pub fn happened(status: &Access, command: &Access) -> Option<(bool, &'static str)> {
+    match (command.smis, command.before == command.after) {
+        (Some(smis), _) => Some((smis > 0, "count")),
+        (None, false) => Some((true, "registers")),
+        (None, true) => Some((report::is_smi_by_time(command.duration?, status.duration?), "time")),
     }
 }
 
@@ -139,7 +147,7 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
         settle: smi.quirk(&firmware),
         cpu: Some(0),
         firmware: Some(firmware.clone()),
-        ..Plan::new(title.clone(), vec![smi.status, smi.command])
+        ..Plan::new(title.clone(), smi.first())
     };
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
     if context.is_hardware() {
@@ -150,8 +158,8 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
         context.out.object(&smi.object(context, &status, &command, &firmware))?;
     } else {
         report::registers(context, &title, &command)?;
-        if let (None, Some(is_smi), Some(took), Some(yardstick)) =
-            (command.smis, happened(&status, &command), command.duration, status.duration)
+        if let (Some((is_smi, "time")), Some(took), Some(yardstick)) =
+            (happened(&status, &command), command.duration, status.duration)
         {
             let verdict = if is_smi { "an SMI, by its time" } else { "no SMI, by its time" };
             let (took, yardstick) = (crate::output::time(took), crate::output::time(yardstick));
@@ -167,8 +175,8 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
 /// Why nobody counts.
 fn why(machine: &Machine<'_>) -> String {
     match machine.counter() {
-        Counter::None(why) => format!("not counted: {why}"),
-        _ => "counted".to_owned(),
+        Counter::None(why) | Counter::Forbidden(why) => format!("not counted: {why}"),
+        Counter::Msr(_) | Counter::Model(_) => "counted".to_owned(),
     }
 }
 
@@ -183,11 +191,11 @@ fn counter(context: &Context) -> Result<Counter> {
 fn count(context: &Context) -> Result {
     context.name_backend();
     let counter = counter(context)?;
-    let Some(count) = counter.read() else {
-        let Counter::None(why) = counter else {
-            return Err(Failure::new(Kind::Io, "the count of SMIs cannot be read any more"));
-        };
-        return Err(Failure::new(Kind::NoAnswer, format!("nobody counts SMIs here: {why}")));
+    let count = match (counter.read(), counter) {
+        (Some(count), _) => count,
+        (None, Counter::Forbidden(why)) => return Err(Failure::new(Kind::NoPrivilege, why).fact("call", "open")),
+        (None, Counter::None(why)) => return Err(Failure::no_answer(format!("nobody counts SMIs here: {why}"))),
+        (None, _) => return Err(Failure::new(Kind::Io, "the count of SMIs cannot be read any more")),
     };
     match context.out.json {
         true => {
@@ -204,7 +212,7 @@ fn info(context: &Context) -> Result {
     let counted = match &counter {
         Counter::Msr(counter) => format!("MSR 0x34 of CPU {}", counter.cpu()),
         Counter::Model(_) => "the model".to_owned(),
-        Counter::None(why) => format!("nobody counts: {why}; an SMI is told by its time"),
+        Counter::None(why) | Counter::Forbidden(why) => format!("nobody counts: {why}; an SMI is told by its time"),
     };
     if context.out.json {
         let reserved =

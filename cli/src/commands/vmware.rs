@@ -145,6 +145,8 @@ fn info(context: &Context) -> Result {
     let [hardware, memory, mhz, uuid] = [ask(17)?, ask(20)?, ask(1)?, ask(19)?];
     machine.close()?;
     let known = |gprs: Gprs| Some(gprs.rax as u32).filter(|answer| *answer != u32::MAX);
+    // VMware says MiB, and QEMU bytes.
+    let memory = known(memory).map(|memory| if memory >> 20 == 0 { memory } else { memory >> 20 });
     let product = match version.rcx as u32 {
         1 => "VMware Express",
         2 => "ESX server",
@@ -163,7 +165,7 @@ fn info(context: &Context) -> Result {
             "version": version.rax as u32,
             "product": product,
             "hardware_version": known(hardware),
-            "memory": known(memory),
+            "memory_mib": memory,
             "mhz": known(mhz),
             "uuid": uuid,
         }));
@@ -175,7 +177,7 @@ fn info(context: &Context) -> Result {
     line("version", Some(version.rax as u32))?;
     out.line(format_args!("{:<18}{product}", "product"))?;
     line("virtual hardware", known(hardware))?;
-    line("memory", known(memory))?; // in MiB on VMware, in bytes on QEMU
+    line("memory, MiB", memory)?;
     line("TSC, MHz", known(mhz))?;
     out.line(format_args!("{:<18}{uuid}", "UUID"))
 }

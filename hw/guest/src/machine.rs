@@ -1,10 +1,11 @@
 //! What the guest asks of Linux: file systems, I/O privilege, physical memory, the end.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use hw_shared::{Chipset, Engine, HANDLER_ADDRESS, handler};
+use hw_shared::{Chipset, Engine, HANDLER_ADDRESS, Refused, handler};
 
 /// Mounts a pseudo file system on a directory of the initramfs.
 pub fn mount(kind: &str, at: &str) {
@@ -16,12 +17,26 @@ pub fn mount(kind: &str, at: &str) {
 
 /// Puts the handler into SMRAM; a deaf one answers some other command.
 pub fn install_smm_handler(chipset: Chipset, engine: &mut dyn Engine, deaf: bool) -> io::Result<()> {
-    let refused = |_| io::Error::other("the chipset's ports fault");
-    let code: Vec<u8> = handler(deaf).collect();
     chipset.enable_smi(engine).map_err(refused)?;
+    let code: Vec<u8> = handler(deaf).collect();
+    with_smram(chipset, engine, |memory| memory.write_all_at(&code, HANDLER_ADDRESS as u64))
+}
+
+/// Does something with physical memory while SMRAM, which is at 0xA0000, is open.
+pub fn with_smram<T>(
+    chipset: Chipset,
+    engine: &mut dyn Engine,
+    work: impl FnOnce(&File) -> io::Result<T>,
+) -> io::Result<T> {
+    let memory = File::options().read(true).write(true).open("/dev/mem")?;
     chipset.open_smram(engine, true).map_err(refused)?;
-    std::fs::File::options().write(true).open("/dev/mem")?.write_all_at(&code, HANDLER_ADDRESS as u64)?;
-    chipset.open_smram(engine, false).map_err(refused)
+    let result = work(&memory);
+    chipset.open_smram(engine, false).map_err(refused)?;
+    result
+}
+
+fn refused(_: Refused) -> io::Error {
+    io::Error::other("the chipset's ports fault")
 }
 
 /// Memory at an address of 32 bits, with nothing behind it: so many pages, and one that cannot be accessed.

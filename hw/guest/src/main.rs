@@ -1,5 +1,6 @@
-//! The only process of a Linux guest (`/init`): runs the checks in ring 3 and reports on the console.
+//! The first process of a Linux guest (`/init`): runs the checks in ring 3, or a shell that does, and reports on the console.
 
+mod cli;
 mod engines;
 mod examples;
 mod machine;
@@ -25,6 +26,9 @@ use ioemul::{
 use engines::{Named, Native};
 
 fn main() {
+    if std::env::args().next().is_some_and(|name| name.ends_with(cli::SMIS)) {
+        return cli::print_smis();
+    }
     machine::mount("devtmpfs", "/dev");
     machine::mount("proc", "/proc");
     machine::mount("sysfs", "/sys");
@@ -52,6 +56,7 @@ fn run(console: &mut File) -> Result<(), Box<dyn Error>> {
         }
         Mode::XenHammer => xen::hammer(console, &params),
         Mode::XenCount => xen::count(console),
+        Mode::Cli(script) => cli::run(console, script, &params),
     }
 }
 

@@ -37,7 +37,9 @@ extern "sysv64" fn main(start_info: &boot::StartInfo) -> ! {
         Mode::Record | Mode::RecordByHand => record(&params),
         Mode::Soak => soak(Devices::All, &params),
         Mode::SoakSmm => soak(Devices::Smm, &params),
-        Mode::XenHost | Mode::XenHammer | Mode::XenCount => print(format_args!("ioemul|error|this is no dom0\n")),
+        Mode::XenHost | Mode::XenHammer | Mode::XenCount | Mode::Cli(_) => {
+            print(format_args!("ioemul|error|this is no Linux\n"));
+        }
     }
     print(format_args!("ioemul|end\n"));
     machine::power_off()

@@ -8,6 +8,7 @@ pub mod by_hand;
 pub mod carries;
 mod carry;
 mod checks;
+mod cli;
 mod engine;
 pub mod fifo;
 mod mix;
@@ -25,6 +26,7 @@ pub mod stubs;
 pub use checks::{
     After, CHECKS, Check, DMI_PRODUCT, DMI_VENDOR, EXAMPLES, Example, Kind, Linux, Machine, Reg, Ring0, Step,
 };
+pub use cli::{Row, Script};
 pub use engine::{DF, Engine, Failure, Mismatch, Refused, Returned, compare, is_addr32};
 pub use mix::{Devices, Mix};
 pub use params::{Mode, Params};

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::checks::Machine;
+use crate::cli::Script;
 
 /// What a guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum Mode {
     XenHammer,
     /// Counts instructions: QEMU's clock has to count them.
     XenCount,
+    /// Runs a shell script of command lines of `ioemul`.
+    Cli(Script),
 }
 
 /// The parameters of a run.
@@ -39,13 +42,14 @@ pub struct Params {
     /// [`Mode::Soak`] under Linux: after how many seconds to stop; 0 for no such limit.
     pub seconds: u64,
     /// A negative control. [`Mode::Checks`]: privilege is granted before anything runs, the SMM handler answers another
-    /// command, the broken stubs are whole. [`Mode::Soak`]: one of the engines is broken.
+    /// command, the broken stubs are whole. [`Mode::Soak`]: one of the engines is broken. [`Mode::Cli`]: the SMM handler answers
+    /// another command.
     pub control: bool,
     /// The machine says that it is a ProLiant.
     pub proliant: bool,
 }
 
-const MODES: [(Mode, &str); 10] = [
+const MODES: [(Mode, &str); 13] = [
     (Mode::Checks(Machine::Usual), "checks"),
     (Mode::Checks(Machine::LockedDown), "checks-locked-down"),
     (Mode::Checks(Machine::Busy), "checks-busy"),
@@ -56,6 +60,9 @@ const MODES: [(Mode, &str); 10] = [
     (Mode::XenHost, "xen-host"),
     (Mode::XenHammer, "xen-hammer"),
     (Mode::XenCount, "xen-count"),
+    (Mode::Cli(Script::Usual), "cli-usual"),
+    (Mode::Cli(Script::Physical), "cli-physical"),
+    (Mode::Cli(Script::LockedDown), "cli-locked-down"),
 ];
 
 impl fmt::Display for Params {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use hw_shared::{EXAMPLES, Machine, Mode, Params};
+use hw_shared::{EXAMPLES, Machine, Mode, Params, Script};
 
 use super::{host, initramfs, kernel, uefi};
 
@@ -38,18 +38,18 @@ impl fmt::Debug for Image {
 impl Image {
     /// Debian's kernel with an initramfs of static programs: ours, and the library's examples.
     pub fn linux() -> Result<Self> {
-        let target = host::scratch()?.join("guest");
-        let mut cargo = cargo_build(&host::workspace()?);
-        cargo.args(["--package", "hw-guest", "--target-dir"]).arg(&target);
-        // Stripped: unpacking them takes the guest longer than running them.
-        host::build(cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Cstrip=symbols"))?;
-        let program = |name: &str| fs::read(target.join(TARGET).join("release").join(name));
-        let mut files = vec![("init".to_owned(), program("hw-guest")?)];
+        let programs = build_static("hw-guest")?;
+        let mut files = vec![("init".to_owned(), fs::read(programs.join("hw-guest"))?)];
         for example in EXAMPLES {
-            files.push((format!("bin/{}", example.name), program(example.name)?));
+            files.push((format!("bin/{}", example.name), fs::read(programs.join(example.name))?));
         }
-        let initramfs = host::scratch()?.join("initramfs.cpio");
-        fs::write(&initramfs, initramfs::pack(&files))?;
+        Self::linux_with("initramfs", &files)
+    }
+
+    /// Debian's kernel with these files, one of which is `init`, in an initramfs of this name.
+    pub fn linux_with(name: &str, files: &[(String, Vec<u8>)]) -> Result<Self> {
+        let initramfs = host::scratch()?.join(format!("{name}.cpio"));
+        fs::write(&initramfs, initramfs::pack(files))?;
         Ok(Image::Linux { kernel: kernel::vmlinux()?, initramfs })
     }
 
@@ -75,6 +75,7 @@ impl Image {
         let path = |path: &Path| path.display().to_string();
         let lockdown = match params.mode {
             Mode::Checks(Machine::LockedDown) => "lockdown=integrity ",
+            Mode::Cli(Script::LockedDown) if !params.control => "lockdown=integrity ",
             _ => "",
         };
         let linux = |console| format!("console={console} quiet panic=-1 {lockdown}{params}");
@@ -96,6 +97,16 @@ impl Image {
         };
         arguments.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
     }
+}
+
+/// Builds the programs of a package for a guest, which has no libraries; returns the directory in which they are.
+pub fn build_static(package: &str) -> Result<PathBuf> {
+    let target = host::scratch()?.join("guest");
+    let mut cargo = cargo_build(&host::workspace()?);
+    cargo.args(["--package", package, "--target-dir"]).arg(&target);
+    // Stripped: unpacking them takes the guest longer than running them.
+    host::build(cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Cstrip=symbols"))?;
+    Ok(target.join(TARGET).join("release"))
 }
 
 /// Builds a package that is a program without an operating system, by the linker script in its directory; returns where it is.

@@ -1,13 +1,20 @@
 //! An initramfs, in the cpio format "newc".
 
-/// Packs programs, by their paths, behind the directories that they are in and that are mounted on.
-pub fn pack(programs: &[(String, Vec<u8>)]) -> Vec<u8> {
+use std::collections::BTreeSet;
+
+/// Directories that are mounted on, or that a program expects.
+const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "tmp"];
+
+/// Packs files, by their paths, behind the directories that they are in. All of them can be executed.
+pub fn pack(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Vec::new();
-    for directory in ["bin", "dev", "proc", "sys"] {
+    let parents = files.iter().flat_map(|(path, _)| path.match_indices('/').map(|(end, _)| &path[..end]));
+    // In order, a directory comes before what is in it.
+    for directory in DIRECTORIES.into_iter().chain(parents).collect::<BTreeSet<_>>() {
         entry(&mut archive, directory, 0o040_755, &[]);
     }
-    for (path, program) in programs {
-        entry(&mut archive, path, 0o100_755, program);
+    for (path, content) in files {
+        entry(&mut archive, path, 0o100_755, content);
     }
     entry(&mut archive, "TRAILER!!!", 0, &[]);
     archive
@@ -42,5 +49,21 @@ mod tests {
         let init = archive.windows(5).position(|w| w == b"init\0").unwrap();
         assert_eq!((init - 110) % 4, 0, "a header is 110 bytes");
         assert!(archive.windows(10).any(|w| w == b"TRAILER!!!"));
+    }
+
+    #[test]
+    fn every_directory_is_there_once_and_before_what_is_in_it() {
+        let files = ["lib/x86/libc.so", "lib/x86/libm.so", "bin/sh"].map(|path| (path.to_owned(), Vec::new()));
+        let archive = super::pack(&files);
+        let at = |name: &str| -> Vec<usize> {
+            let name = format!("{name}\0").into_bytes();
+            // A name follows the eight digits of the checksum.
+            let found = archive.windows(name.len() + 1).enumerate().filter(|(_, w)| w[0] == b'0' && w[1..] == *name);
+            found.map(|(at, _)| at).collect()
+        };
+        for (parent, child) in [("lib", "lib/x86"), ("lib/x86", "lib/x86/libc.so"), ("bin", "bin/sh")] {
+            assert_eq!((at(parent).len(), at(child).len()), (1, 1), "{parent}, {child}");
+            assert!(at(parent) < at(child), "{parent}, {child}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod bus;
 mod checks;
+mod cli;
 mod guests;
 pub mod host;
 mod initramfs;
@@ -36,6 +37,9 @@ pub struct Options {
     /// Build Debian's Xen from source, as it is and with the library's table in the place of its stub, and compare the two
     #[arg(long, conflicts_with_all = ["reference", "soak", "uefi"])]
     xen_host: bool,
+    /// Run the command `ioemul` from a shell, next to Debian's `inb`: as root, as nobody, locked down, in the middle of a scan
+    #[arg(long, conflicts_with_all = ["reference", "soak", "uefi", "xen_host"])]
+    cli: bool,
     /// Seed of the random registers [default: random, and printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -45,7 +49,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let seed = options.seed.unwrap_or_else(random_seed);
     host::ensure_programs(host::PROGRAMS)?;
-    let good = if options.uefi { uefi::run(&uefi::image()?, seed)? } else { on_linux_and_bare(options, seed)? };
+    let good = match options {
+        Options { uefi: true, .. } => uefi::run(&uefi::image()?, seed)?,
+        Options { cli: true, .. } => cli::run(&cli::image()?, seed)?,
+        _ => on_linux_and_bare(options, seed)?,
+    };
     let verdict = if good { "everything is as it should be" } else { "FAILED" };
     println!("seed {seed}; all in all {:.1} s: {verdict}", start.elapsed().as_secs_f64());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use hw_shared::{DMI_PRODUCT, DMI_VENDOR, Mode, Params};
 
 use super::guests::Image;
-use super::host;
+use super::{cli, host};
 
 /// What QEMU is told to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum Setup {
     Counted,
     /// A ProLiant whose mailbox stays busy.
     Busy,
+    /// The devices of a ProLiant but for the VMware backdoor, with an Intel processor that does not say that it is virtual.
+    Physical,
     /// Two processors, no devices.
     LockedDown,
     /// No devices, or such as answer differently, in a machine of another make: every check must fail.
@@ -67,9 +69,10 @@ impl Guest<'_> {
             "-accel tcg,thread={threads} -smp {processors} -m {memory} -nodefaults -no-user-config -display none -serial stdio -no-reboot \
              -chardev null,id=null"
         ));
+        let vmport = if *setup == Setup::Physical { "off" } else { "on" };
         arguments.extend(words(&match setup {
-            Setup::ProLiant | Setup::OtherMake | Setup::TwoProcessors | Setup::Counted => format!(
-                "-M {machine},vmport=on -uuid 00112233-4455-6677-8899-aabbccddeeff -rtc base=2031-05-06T07:08:09 \
+            Setup::ProLiant | Setup::OtherMake | Setup::TwoProcessors | Setup::Counted | Setup::Physical => format!(
+                "-M {machine},vmport={vmport} -uuid 00112233-4455-6677-8899-aabbccddeeff -rtc base=2031-05-06T07:08:09 \
                  -device pc-testdev -device pci-testdev,addr=1d.0 -chardev null,id=com2 -device isa-serial,iobase=0x2f8,irq=3,chardev=com2 \
                  -device isa-debugcon,iobase=0xcd4,readback=0x51,chardev=null"
             ),
@@ -81,12 +84,17 @@ impl Guest<'_> {
                 format!("-M {machine},vmport=off -device isa-debugcon,iobase=0xcd4,readback=0x15,chardev=null")
             }
         }));
+        if *setup == Setup::Physical {
+            arguments.extend(words(&format!("-cpu {}", cli::PHYSICAL_CPU)));
+        }
         if *setup == Setup::Counted {
             arguments.extend(words("-icount shift=0,sleep=off"));
         }
         // The quirk wants vendor and product: a machine of another make lacks one of them.
         let (vendor, product) = match (setup, *machine) {
-            (Setup::ProLiant | Setup::TwoProcessors | Setup::Counted | Setup::Busy, _) => (DMI_VENDOR, DMI_PRODUCT),
+            (Setup::ProLiant | Setup::TwoProcessors | Setup::Counted | Setup::Physical | Setup::Busy, _) => {
+                (DMI_VENDOR, DMI_PRODUCT)
+            }
             (_, "q35") => (DMI_VENDOR, "Compaq dc7900"),
             _ => ("Contoso", DMI_PRODUCT),
         };
@@ -102,6 +110,7 @@ impl Guest<'_> {
         let control = if params.control { "-control" } else { "" };
         let mode = match params.mode {
             Mode::Checks(_) => "checks".to_owned(),
+            Mode::Cli(script) => format!("cli-{}", script.name()),
             mode => format!("{mode:?}"),
         };
         format!("{machine}-{setup:?}-{image:?}-{mode}{control}").to_lowercase()
