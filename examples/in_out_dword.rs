@@ -14,9 +14,10 @@ use ioemul::devices::Latch;
 use ioemul::{Gprs, IoInsn, SoftwareBus, Width};
 
 fn main() -> common::Result {
+    let on = common::on("in_out_dword");
     let mut bus = SoftwareBus::new();
     bus.attach(0xe0..=0xe3, Latch::new(0xe0))?;
-    common::on_bus_or_hardware((0xe0..=0xe3).into(), bus, |emulator| {
+    common::run(on, (0xe0..=0xe3).into(), bus, |emulator| {
         // The port is in DX; what else the registers hold is nobody's business, and stays.
         let mut gprs = Gprs { rax: 0x8877_6655_4433_2211, rdx: 0xe0, ..common::recognizable() };
         common::execute(emulator, IoInsn::out_dx(Width::Dword), &mut gprs)?;

@@ -17,12 +17,13 @@ use ioemul::{DmiIdentity, Gprs, IoEmulator, IoInsn, PortSet, QuirkTable, Softwar
 const PORT: u16 = 0xcd4;
 
 fn main() -> common::Result {
+    let on = common::on("quirk_proliant");
     let this_machine = DmiIdentity::read()?;
-    if common::native() {
+    if on == common::On::Hardware {
         let quirks = describe("this machine", &this_machine);
         return match quirks.as_slice() {
             [] => Err(std::io::Error::other("this is not a ProLiant: what port 0xcd4 does here is not known").into()),
-            _ => common::on_bus_or_hardware(PortSet::from(PORT..=PORT), SoftwareBus::new(), call_firmware),
+            _ => common::run(on, PortSet::from(PORT..=PORT), SoftwareBus::new(), call_firmware),
         };
     }
     for (title, identity) in

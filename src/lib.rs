@@ -28,6 +28,8 @@
 //! - [`Fadt`] knows the port for software SMIs and the codes that are ACPI's, [`IoPortOwners`] which driver has a port, and
 //!   [`SmiCounter`] how many SMIs there were.
 //!
+//! The command `ioemul` (package `ioemul-cli`) does much of this without a program of yours.
+//!
 //! # Features
 //!
 //! `std` (default): everything that needs a process. Without it the crate is `no_std` and holds registers,

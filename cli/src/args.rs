@@ -47,10 +47,10 @@ pub struct Globals {
     /// Where accesses go: `hardware`, `bus:pc` (device models) or `trace:FILE` (a recording, replayed)
     #[arg(long, global = true, env = "IOEMUL_ON", value_name = "WHERE", default_value = "hardware")]
     pub on: On,
-    /// The CPU to run on; 0 by default for `smi` and `dell`
+    /// Run on this CPU; `smi` and `dell` run on CPU 0 otherwise
     #[arg(long, global = true, value_name = "N")]
     pub cpu: Option<usize>,
-    /// Record every access to a trace file
+    /// Record every access in a trace file, for `trace replay`
     #[arg(long, global = true, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Print JSON, one object a line
@@ -59,19 +59,19 @@ pub struct Globals {
     /// Print the bare result and errors, and nothing else
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Do not ask before an access to the hardware
+    /// Do not ask before a write to the hardware
     #[arg(short, long, global = true)]
     pub yes: bool,
-    /// Permit an access to these hazardous ports
+    /// Permit accesses to these ports although they may do harm; several may be given
     #[arg(long, global = true, value_name = "PORT")]
     pub allow_hazard: Vec<PortSet>,
-    /// Permit writes to these ports, which a driver owns
+    /// Permit writes to these ports although a driver owns them; several may be given
     #[arg(long, global = true, value_name = "PORT")]
     pub allow_busy: Vec<PortSet>,
-    /// The DMI product name of the machine that may be scanned
+    /// The DMI product name of this machine: `smi scan` wants it on real hardware
     #[arg(long, global = true, value_name = "NAME")]
     pub host: Option<String>,
-    /// A file with the ACPI FADT, in place of this machine's
+    /// Read the ACPI FADT, which names the SMI port, from this file and not from this machine
     #[arg(long, global = true, value_name = "FILE")]
     pub fadt: Option<PathBuf>,
     /// Set by `Cli::read` from `-n`, which each subcommand has by itself.
@@ -85,7 +85,7 @@ pub enum Command {
     In {
         /// The port, and the width: `0x71`, `0xe0.w`, `0xcf8.l`
         port: PortWidth,
-        /// How often
+        /// Read it so many times, a line each
         #[arg(short = 'n', value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         count: u32,
     },
@@ -93,7 +93,7 @@ pub enum Command {
     Out {
         /// The port, and the width: `0x80`, `0xe0.w`, `0xcf8.l`
         port: PortWidth,
-        /// What is written, decimal or hexadecimal
+        /// The value to write, decimal or, with 0x, hexadecimal
         value: Number,
     },
     /// Read or write a register behind an index and a data port
@@ -101,10 +101,10 @@ pub enum Command {
         /// The two ports: `0x70:0x71`, `0x2e:0x2f`
         #[arg(value_name = "INDEX:DATA")]
         ports: IndexData,
-        /// The number of the register
+        /// The number of the register, which is written to the index port
         #[arg(value_name = "REG")]
         register: Number,
-        /// What is written; without it, the register is read
+        /// The value to write; without it, the register is read
         value: Option<Number>,
     },
     /// Read the clock, or read and write CMOS memory
@@ -112,18 +112,18 @@ pub enum Command {
         /// `date`, `dump`, or the number of a byte, 0 to 127
         #[arg(value_name = "date|dump|REG")]
         what: CmosWhat,
-        /// What is written to the byte
+        /// The value to write; without it, the byte is read
         value: Option<Number>,
     },
-    /// Execute one instruction with registers
+    /// Execute one IN, OUT, INS or OUTS with registers of your choice
     Exec(Exec),
     /// Raise SMIs, and see what firmware does to the registers
     #[command(subcommand, arg_required_else_help = true)]
     Smi(Smi),
-    /// Speak to Dell's SMM firmware
+    /// Ask Dell's SMM firmware: fans, temperatures, any call
     #[command(subcommand, arg_required_else_help = true)]
     Dell(Dell),
-    /// Speak to a VMware host
+    /// Ask a VMware host: version, guestinfo variables, any call
     #[command(subcommand, arg_required_else_help = true)]
     Vmware(Vmware),
     /// Look at recorded accesses, and replay them
@@ -140,20 +140,20 @@ pub enum Command {
     Decode {
         /// Its bytes, in hexadecimal: `66ed`
         bytes: String,
-        /// The size of the code that it stands in
+        /// The code segment that it stands in: 16, 32 or 64 bits
         #[arg(long, default_value = "64")]
         mode: Mode,
     },
-    /// Show the machine code that an access runs through
+    /// Show the machine code that surrounds an instruction when it is executed
     Listing(Listing),
-    /// Write the table of all stubs as assembler source and C header
+    /// Write the stubs of all instructions as assembler source and C header, for a hypervisor
     Table(Table),
-    /// Write a completion script for a shell
+    /// Print a completion script for a shell
     Completions {
         /// The shell
         shell: Shell,
     },
-    /// Write the manual page
+    /// Print a manual page: `ioemul man | man -l -`
     Man {
         /// The subcommand, as `smi scan`; without it, the page of `ioemul`
         subcommand: Vec<String>,
@@ -165,13 +165,13 @@ pub struct Exec {
     /// The instruction (`in eax, dx`), unless --hex has it; then registers: `rax=0x5 bl=7`
     #[arg(value_name = "INSN|REG=VALUE", required_unless_present = "hex")]
     pub words: Vec<String>,
-    /// The instruction as bytes
+    /// The instruction as its bytes, in hexadecimal: `66ed`
     #[arg(long, value_name = "BYTES")]
     pub hex: Option<String>,
-    /// The size of the code that the bytes stand in
+    /// The code segment that the bytes stand in: 16, 32 or 64 bits
     #[arg(long, requires = "hex", default_value = "64")]
     pub mode: Mode,
-    /// Where OUTS has its data from, or INS puts it; `-` is standard input or output
+    /// The file that OUTS reads, or INS writes; `-` is standard input or output
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     #[command(flatten)]
@@ -180,7 +180,7 @@ pub struct Exec {
 
 #[derive(Debug, Args)]
 pub struct Expect {
-    /// What a register has to hold afterwards (exit status 5 if it does not)
+    /// What a register has to hold afterwards, or exit status 5; several may be given
     #[arg(long, value_name = "REG=VALUE[/MASK]")]
     pub expect: Vec<String>,
 }
@@ -189,12 +189,12 @@ pub struct Expect {
 pub enum Smi {
     /// Raise one SMI
     Send {
-        /// The code that is written to the SMI command port, one byte: `0x5a`
+        /// The byte to write to the SMI command port, which raises the SMI: `0x5a`
         code: Code,
-        /// The byte that is written to the status port before
+        /// The byte to write to the status port first
         #[arg(long, value_name = "BYTE", default_value = "0x00")]
         data: Number,
-        /// Registers: `rbx=1`
+        /// Registers and flags, 0 unless given: `rbx=1 cf=1`
         #[arg(value_name = "REG=VALUE")]
         registers: Vec<String>,
         /// What follows the write: an OUT of AL to this port, `read-back`, or `carry` (wait until CF is clear)
@@ -206,9 +206,9 @@ pub enum Smi {
         #[command(flatten)]
         expect: Expect,
     },
-    /// Raise an SMI for each code, and log what comes back
+    /// Raise an SMI for each code; each is in the log before it is raised
     Scan(Scan),
-    /// Show the SMI command port, the codes that ACPI has, and how SMIs are counted
+    /// Show the SMI ports, the codes that ACPI reserves, and how SMIs are counted
     Info,
     /// Show how many SMIs this CPU has taken
     Count,
@@ -222,16 +222,16 @@ pub struct Scan {
     /// The bytes for the status port; each code is sent with each of them
     #[arg(long, value_name = "SET", default_value = "0x00")]
     pub data: String,
-    /// What the registers hold that are not given: `recognizable`, `zero` or `random:SEED`
+    /// What registers hold that are not given: `recognizable` values, `zero` or `random:SEED`
     #[arg(long, value_name = "HOW", default_value = "recognizable")]
     pub fill: crate::values::Fill,
     /// Registers that are the same in each SMI: `rbx=1`
     #[arg(value_name = "REG=VALUE")]
     pub registers: Vec<String>,
-    /// Where each access is written before it is made
+    /// The log, a trace file: each access is on the disk before it is made
     #[arg(long, value_name = "FILE")]
     pub log: PathBuf,
-    /// Go on behind the last SMI of the log
+    /// Go on with the scan of an existing log, after its last SMI
     #[arg(long)]
     pub resume: bool,
     /// Send ACPI's codes too, and ACPI_ENABLE last of all
@@ -241,14 +241,14 @@ pub struct Scan {
 
 #[derive(Debug, Subcommand)]
 pub enum Dell {
-    /// Ask for the signature, fans and temperatures
+    /// Show the signature, the fans and the temperatures
     Info,
     /// Make one call
     Call {
         /// The function, in AX: `0x10a3`
         #[arg(value_parser = crate::values::word)]
         ax: u16,
-        /// Registers: `ebx=1`
+        /// Registers, 0 unless given: `ebx=1`
         #[arg(value_name = "REG=VALUE")]
         registers: Vec<String>,
     },
@@ -256,7 +256,7 @@ pub enum Dell {
 
 #[derive(Debug, Subcommand)]
 pub enum Vmware {
-    /// Ask the host for its version and what it says of this virtual machine
+    /// Show the host's version, and what it says of this virtual machine
     Info,
     /// Send a GuestRPC request, and print the reply
     Rpc {
@@ -279,7 +279,7 @@ pub enum Vmware {
     Call {
         /// The command, in CX
         command: Number,
-        /// Registers: `ebx=1`
+        /// Registers, 0 unless given: `ebx=1`
         #[arg(value_name = "REG=VALUE")]
         registers: Vec<String>,
     },
@@ -299,16 +299,16 @@ pub enum Trace {
     },
     /// Compare two traces (exit status 5 if they differ)
     Diff {
-        /// The one
+        /// One trace file
         a: PathBuf,
         /// The other
         b: PathBuf,
     },
-    /// Run a command of `ioemul` on a trace (exit status 5 if it does something else)
+    /// Run a command of `ioemul` again, answered from a trace (exit status 5 if it does something else)
     Replay {
         /// The file
         file: PathBuf,
-        /// Answer each access from the first record that fits, in any order
+        /// Take the records in any order: each access is answered by the first one that fits
         #[arg(long)]
         lenient: bool,
         /// The command, without `ioemul`: `-- smi send 0x5a`
@@ -319,12 +319,12 @@ pub enum Trace {
 
 #[derive(Debug, Args)]
 pub struct Listing {
-    /// The instruction
+    /// The instruction: `out 0x80, al`
     #[arg(default_value = "in eax, dx", value_name = "INSN")]
     pub insn: String,
     #[command(flatten)]
     pub stubs: Stubs,
-    /// A quirk that stands for the instruction, by its name (`list` names them)
+    /// With a platform's quirk in place of the instruction, by its name (`list` prints the names)
     #[arg(long, value_name = "NAME")]
     pub quirk: Option<String>,
 }
@@ -332,10 +332,10 @@ pub struct Listing {
 /// How stubs are built.
 #[derive(Debug, Args)]
 pub struct Stubs {
-    /// How a stub switches registers: CallRet, Compact, Inline (or Rop, in listings)
+    /// How a stub switches registers: CallRet, Compact, Inline, or Rop (for measurements only)
     #[arg(long, value_name = "LAYOUT", default_value = "CallRet")]
     pub layout: String,
-    /// Where the registers are
+    /// The structure that holds the registers; FILE has the name and the offset of each: `rax 80`
     #[arg(long, value_name = TABLE_REGISTERS, default_value = "gprs")]
     pub registers: String,
 }
@@ -347,19 +347,19 @@ pub struct Table {
     /// Start each stub with ENDBR64
     #[arg(long)]
     pub endbr64: bool,
-    /// The symbol of the return thunk
+    /// Return by a jump to this symbol, a return thunk
     #[arg(long, value_name = "SYMBOL")]
     pub return_thunk: Option<String>,
-    /// INT3 behind each final branch
+    /// Put INT3 after each final branch
     #[arg(long)]
     pub int3: bool,
-    /// Zero what the caller does not get back
+    /// Zero the registers that hold values of the guest when a stub returns
     #[arg(long)]
     pub scrub: bool,
-    /// For code that runs in ring 3
+    /// For code that runs in ring 3, not in a kernel
     #[arg(long)]
     pub ring3: bool,
-    /// A quirk, by its name; several may be given (`list` names them)
+    /// Include a platform's quirk, by its name; several may be given (`list` prints the names)
     #[arg(long, value_name = "NAME")]
     pub quirk: Vec<String>,
     /// Leave out INS and OUTS
@@ -368,13 +368,13 @@ pub struct Table {
     /// What global names start with
     #[arg(long, default_value = "ioemul")]
     pub prefix: String,
-    /// The section of the code
+    /// The section that the code goes to
     #[arg(long, default_value = ".text")]
     pub section: String,
-    /// The assembler source
+    /// The file for the assembler source
     #[arg(short = 'o', value_name = "TABLE.S", required_unless_present = "quirk")]
     pub output: Option<PathBuf>,
-    /// The C header
+    /// The file for the C header
     #[arg(long, value_name = "TABLE.h", required_unless_present = "quirk")]
     pub header: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! What the examples share: the choice of hardware or bus, and a view of what an access did to the registers.
+//! What the examples share: their command line, the choice of hardware or bus, and a view of what an access did to the registers.
 #![allow(dead_code)] // no example uses all of it
 
 use std::error::Error;
@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 
 use ioemul::{CpuAffinity, Gprs, IoEmulator, IoInsn, IoPermission, PortSet, SoftwareBus};
 
-pub type Result<T = ()> = std::result::Result<T, Failure>;
+pub type Result<T = (), E = Failure> = std::result::Result<T, E>;
 
 /// Any error, which `main` prints as a sentence.
 pub struct Failure(Box<dyn Error>);
@@ -24,15 +24,55 @@ impl fmt::Debug for Failure {
     }
 }
 
-/// Whether the user asked for the hardware.
-pub fn native() -> bool {
-    std::env::args().skip(1).any(|argument| argument == "--native")
+/// Where an example makes its accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Bus,
+    Hardware,
 }
 
-/// Runs `body` with an emulator over `bus`, or, with `--native`, over the hardware: the ports opened to this thread if that
-/// can be had (some hypervisors answer without), and the thread on CPU 0, where firmware is sure to answer.
-pub fn on_bus_or_hardware(ports: PortSet, bus: SoftwareBus, body: impl FnOnce(&mut IoEmulator) -> Result) -> Result {
-    if !native() {
+/// Reads a word of a command line, or says what is wrong with it.
+pub type Word<T> = fn(&str) -> Result<T, String>;
+
+/// Reads the command line of an example that takes `--native` and, if `word` is given, one word more, as `word` reads it.
+///
+/// Any other argument ends the program with exit status 2, before anything is executed: what is mistyped may not become an
+/// access to the hardware that nobody asked for.
+pub fn arguments<T>(usage: &str, word: Option<Word<T>>) -> (On, Option<T>) {
+    let refuse = |why: String| -> ! {
+        eprintln!("error: {why}\nusage: {usage}");
+        std::process::exit(2)
+    };
+    let (mut on, mut found) = (On::Bus, None);
+    // What is no UTF-8 is none of the words that are known, and is refused like them.
+    for argument in std::env::args_os().skip(1) {
+        let argument = argument.to_string_lossy();
+        match (&*argument, word) {
+            ("-h" | "--help", _) => {
+                println!("usage: {usage}");
+                std::process::exit(0)
+            }
+            ("--native", _) if on == On::Bus => on = On::Hardware,
+            (option, _) if option.starts_with('-') => refuse(format!("{option:?} is no option, or is given twice")),
+            (text, Some(read)) if found.is_none() => match read(text) {
+                Ok(value) => found = Some(value),
+                Err(why) => refuse(format!("{text:?}: {why}")),
+            },
+            (text, _) => refuse(format!("{text:?} is one argument too many")),
+        }
+    }
+    (on, found)
+}
+
+/// Reads the command line of an example that takes `--native` and nothing else: `name` is the example's.
+pub fn on(name: &str) -> On {
+    arguments::<()>(&format!("{name} [--native]"), None).0
+}
+
+/// Runs `body` with an emulator over `bus`, or over the hardware: the ports opened to this thread if that can be had (some
+/// hypervisors answer without), and the thread on CPU 0, where firmware is sure to answer.
+pub fn run(on: On, ports: PortSet, bus: SoftwareBus, body: impl FnOnce(&mut IoEmulator) -> Result) -> Result {
+    if on == On::Bus {
         println!("ports {ports} of a software bus (--native for the hardware)");
         return body(&mut IoEmulator::builder().ports(ports).bus(bus).build()?);
     }

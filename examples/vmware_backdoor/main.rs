@@ -22,6 +22,7 @@ const MEMORY_SIZE: u64 = 20;
 const VCPU_INFO: u64 = 68;
 
 fn main() -> common::Result {
+    let on = common::on("vmware_backdoor");
     let uuid = *b"\x56\x4d\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d";
     let mut bus = SoftwareBus::new();
     let host = |request: &[u8]| match request {
@@ -30,7 +31,7 @@ fn main() -> common::Result {
     };
     let backdoor = VmwareBackdoor::new().uuid(uuid).memory_mib(4096).vcpu_info(1 << 3).rpc(host);
     bus.attach(0x5658..=0x565b, backdoor)?;
-    common::on_bus_or_hardware((0x5658..=0x565b).into(), bus, |emulator| {
+    common::run(on, (0x5658..=0x565b).into(), bus, |emulator| {
         let version = call(emulator, VERSION)?;
         if version.rbx as u32 != VmwareBackdoor::MAGIC {
             println!("\nNobody answers: this is no VMware virtual machine.");

@@ -104,6 +104,7 @@ const SLOW: &[&str] = &["aliases", "slots"];
 /// Everything runs under AddressSanitizer, signals, forks and all, but this.
 const ASAN: Plan = &[
     ("disassembly", Scope::Nothing("takes minutes, in iced-x86 alone")),
+    ("examples", Scope::Nothing("builds and runs programs, without the sanitizer")),
     ("gas", Scope::Nothing("builds and runs programs in C, without the sanitizer")),
     ("kernel_manners", Scope::Nothing("builds and inspects a program of its own, without the sanitizer")),
     (
