@@ -265,7 +265,11 @@ fn ask(context: &Context, plan: &Plan) -> Result {
         let (port, registers) = (insn.port(gprs), crate::output::assignments(gprs));
         format!("\n  {:<6} {:<14} port {port:#x}  {registers}", plan::bytes(*insn), insn.to_string())
     });
-    let question = format!("{}, on {}{}", plan.title, context.machine(), accesses.take(16).collect::<String>());
+    const SHOWN: usize = 16;
+    let mut question = format!("{}, on {}{}", plan.title, context.machine(), accesses.take(SHOWN).collect::<String>());
+    if let more @ 1.. = plan.steps.len().saturating_sub(SHOWN) {
+        question += &format!("\n  … and {more} more accesses");
+    }
     let refused = |why| Err(Failure::refused("confirmation", format!("{}: {why}", plan.title)));
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return refused("there is no terminal to ask at: --yes says that it is meant");

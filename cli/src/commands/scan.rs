@@ -55,7 +55,7 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
     let rest = &course.sequences[done..];
     if let (true, false, Some(earlier)) = (rest.is_empty(), context.globals.dry_run, &earlier) {
         context.name_backend();
-        context.out.remark("nothing is left to send: the log has all of it");
+        context.out.remark("the log has all of the scan: nothing is sent");
         if !earlier.is_whole {
             resume(&arguments.log, earlier)?.finish().map_err(|error| Failure::io(arguments.log.display(), &error))?;
         }
@@ -72,14 +72,6 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
             steps(rest),
         )
     };
-    if let (Some(earlier), []) = (&earlier, rest) {
-        context.out.remark("the log has all of the scan: nothing is sent");
-        if !earlier.is_whole && !context.globals.dry_run {
-            let ended = resume(&arguments.log, earlier)?.finish();
-            ended.map_err(|error| Failure::io(arguments.log.display(), &error))?;
-        }
-        return course.summary(context, arguments, &tally);
-    }
     let log = || match &earlier {
         Some(earlier) => resume(&arguments.log, earlier),
         None => begin(context, &arguments.log, &firmware),
@@ -130,6 +122,12 @@ impl Course {
                 let registers = Registers::parse(&arguments.registers, fill)?;
                 sequences.push(Sequence::new(firmware, code, data, registers, None)?);
             }
+        }
+        if sequences.is_empty() {
+            return Err(format!(
+                "--codes {}: they are ACPI's, and nothing is left to send (--also-acpi sends them)",
+                arguments.codes
+            ));
         }
         Ok(Self { sequences, skipped })
     }
