@@ -153,6 +153,35 @@ fn on_a_terminal_the_whole_access_is_shown_and_asked_for() {
 }
 
 #[test]
+fn of_a_scan_the_question_says_how_many_accesses_it_does_not_show() {
+    let dir = Dir::new();
+    write_fadt(&dir, 0xb2);
+    let busy = free_of_drivers(&dir, "0xb2-0xb3");
+    let host = std::fs::read_to_string("/sys/class/dmi/id/product_name").unwrap_or_default();
+    let line = format!(
+        "--on hardware {NO_CPU} --fadt fadt {busy} --host '{}' smi scan --log l --codes 0x40-0x4f",
+        host.trim()
+    );
+    let (code, shown) = on_terminal(dir.command().args(words(&line)), 120, "n\n");
+    assert_eq!(code, Some(3), "{shown}");
+    assert!(shown.contains("scan of 16 SMIs"), "{shown}");
+    let accesses = shown.lines().filter(|line| line.contains(", al ")).count();
+    let all = dir.run("-n --fadt fadt smi scan --log l --codes 0x40-0x4f --json").ok().object();
+    let more = all["accesses"].as_array().unwrap().len() - accesses;
+    assert!(more > 0 && shown.contains(&format!("and {more} more accesses")), "{shown}");
+    assert_eq!(dir.files(), ["fadt"]);
+}
+
+/// A question that nobody sees is none, and neither is one to which something else than a person answers.
+#[test]
+fn what_is_not_a_terminal_at_both_ends_is_not_asked() {
+    let dir = Dir::new();
+    let line = format!("--on hardware {NO_CPU} out 0x80 0 {}", free_of_drivers(&dir, "0x80"));
+    let run = dir.fed(&line, b"y\n").exits(3).complains("--yes");
+    assert!(!run.stderr.contains("Do it?"), "{run:#?}");
+}
+
+#[test]
 fn yes_asks_nothing_on_a_terminal() {
     let dir = Dir::new();
     let line = format!("--on hardware {NO_CPU} out 0x80 0 --yes {}", free_of_drivers(&dir, "0x80"));

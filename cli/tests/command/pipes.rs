@@ -107,6 +107,24 @@ fn a_full_disk_stops_accesses_before_they_are_made() {
     dir.bus("smi scan --log /dev/full").exits(2).complains("there already");
 }
 
+/// A disk that fills up while the scan is on its way.
+#[test]
+fn a_scan_stops_before_the_access_that_cannot_be_logged() {
+    let dir = Dir::new();
+    // 16 blocks of 512 bytes each, behind which a write is an error, not a signal.
+    let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --on bus:pc --json smi scan --log l --codes 0x40-0x7f";
+    let mut command = std::process::Command::new("sh");
+    command.current_dir(dir.path("")).args(["-c", script, env!("CARGO_BIN_EXE_ioemul")]);
+    let run = dir.finish(&mut command, b"").exits(1);
+    run.error("io");
+    let sent = run.objects().len() - 1;
+    assert!((1..63).contains(&sent), "{run:#?}");
+    let shown = dir.run("trace show l --json").ok().objects();
+    let logged = shown.iter().filter(|record| record["port"] == "0xb2").count();
+    assert!(logged == sent || logged == sent + 1, "{logged} SMIs are in the log, and {sent} were sent");
+    dir.bus("smi scan --log l --codes 0x40-0x7f --resume").ok().prints("64 sent");
+}
+
 #[test]
 fn results_that_cannot_be_written_are_an_error() {
     let dir = Dir::new();

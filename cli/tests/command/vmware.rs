@@ -6,8 +6,8 @@ use crate::common::Dir;
 fn info_says_who_the_host_is() {
     let dir = Dir::new();
     let info = dir.bus("vmware info --json").ok().object();
-    assert_eq!((&info["version"], &info["memory"]), (&6.into(), &1024.into()));
-    dir.bus("vmware info").ok().prints("version           6\n").prints("memory            1024\n");
+    assert_eq!((&info["version"], &info["memory_mib"]), (&6.into(), &1024.into()));
+    dir.bus("vmware info").ok().prints("version           6\n").prints("memory, MiB       1024\n");
 }
 
 #[test]
