@@ -52,8 +52,10 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
             access
         }
     };
+    let is_taken = insn.direction == Direction::In && arguments.data.as_deref() == Some(Path::new("-"));
     match context.out.json {
         true => context.out.object(&report::object(context, &access))?,
+        false if is_taken => {} // standard output has the data, and nothing else
         false => report::registers(context, &plan.title, &access)?,
     }
     machine.close()?;

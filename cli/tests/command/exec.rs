@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::Dir;
+use crate::common::{Dir, words};
 
 #[test]
 fn all_registers_and_flags_are_in_view() {
@@ -54,6 +54,14 @@ fn ins_fills_a_file_or_standard_output() {
     assert_eq!(object["data"], "ffffffffff");
     let object = dir.bus(&format!("{line} --data - --json")).ok().object();
     assert_eq!((&object["data"], object.get("value")), (&"ffffffffff".into(), None));
+}
+
+#[test]
+fn data_on_standard_output_is_alone_there() {
+    let dir = Dir::new();
+    // The last POST code: none yet.
+    let output = dir.command().args(words("--on bus:pc exec 'rep insb' rcx=5 rdx=0x80 --data -")).output().unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &[0_u8; 5][..]));
 }
 
 #[test]
