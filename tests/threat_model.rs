@@ -55,7 +55,13 @@ fn is_there(name: &str) -> bool {
         return !root.join("hw").exists() || source.is_ok_and(|source| source.contains(&format!("fn {check}(")));
     }
     let Some((file, test)) = name.split_once("::") else { return false };
-    let file = if file.starts_with("src/") { format!("{file}.rs") } else { format!("tests/{file}.rs") };
+    let file = match (file.strip_prefix("cli/"), file.starts_with("src/")) {
+        // Neither is the command in the library's package.
+        (Some(_), _) if !root.join("cli").exists() => return true,
+        (Some(file), _) => format!("cli/tests/command/{file}.rs"),
+        (None, true) => format!("{file}.rs"),
+        (None, false) => format!("tests/{file}.rs"),
+    };
     let Ok(source) = fs::read_to_string(root.join(file)) else { return false };
     let is_test = |before: &str| {
         let mut attributes = before.trim_end().lines().rev().take_while(|line| line.trim_start().starts_with("#["));
@@ -91,6 +97,7 @@ fn the_test_can_fail() {
     assert!(is_there("threat_model::every_promise_names_its_test"));
     assert!(!is_there("threat_model::no_such_test") && !is_there("no_such_file::every_promise_names_its_test"));
     assert!(!is_there("threat_model::is_heading"), "no test");
+    assert!(!is_there("cli/interlocks::no_such_test") || !Path::new(env!("CARGO_MANIFEST_DIR")).join("cli").exists());
     assert_eq!(names("It holds (`a::b`, `fuzz/c`), (not) always (in `d::e`)."), ["a::b", "fuzz/c"]);
     let item = "**Registers.** One (`a::b.c`). Two";
     assert_eq!(sentences(item), ["**Registers**.", "One (`a::b.c`).", "Two"]);

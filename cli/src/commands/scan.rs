@@ -41,24 +41,17 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
     let firmware = context.firmware()?;
     let course = Course::new(arguments, &firmware).map_err(Failure::usage)?;
     let mut tally = Tally::default();
-    let earlier = match arguments.resume {
-        true => Some(earlier(&arguments.log)?),
-        false => None,
-    };
-    if let Some(earlier) = &earlier {
-        is_of_here(context, &firmware, &arguments.log, earlier)?;
-    }
+    let earlier = arguments.resume.then(|| earlier(&arguments.log)).transpose()?;
     let done = match &earlier {
-        Some(earlier) => course.done(&arguments.log, earlier, &mut tally)?,
+        Some(earlier) => {
+            is_of_here(context, &firmware, &arguments.log, earlier)?;
+            course.done(&arguments.log, earlier, &mut tally)?
+        }
         None => 0,
     };
     let rest = &course.sequences[done..];
-    if let (true, false, Some(earlier)) = (rest.is_empty(), context.globals.dry_run, &earlier) {
-        context.name_backend();
-        context.out.remark("the log has all of the scan: nothing is sent");
-        if !earlier.is_whole {
-            resume(&arguments.log, earlier)?.finish().map_err(|error| Failure::io(arguments.log.display(), &error))?;
-        }
+    if let (Some(earlier), []) = (&earlier, rest) {
+        end(context, &arguments.log, earlier)?;
         return course.summary(context, arguments, &tally);
     }
     let plan = Plan {
@@ -93,6 +86,16 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
     }
     machine.close()?;
     course.summary(context, arguments, &tally)
+}
+
+/// Ends a log that has all of the scan, if nothing did so before.
+fn end(context: &Context, file: &Path, earlier: &PartialTrace) -> Result {
+    context.name_backend();
+    context.out.remark("nothing is left to send: the log has all of it");
+    if earlier.is_whole || context.globals.dry_run {
+        return Ok(());
+    }
+    resume(file, earlier)?.finish().map(drop).map_err(|error| Failure::io(file.display(), &error))
 }
 
 /// All accesses, in their order.

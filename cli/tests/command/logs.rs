@@ -67,7 +67,7 @@ fn a_finished_log_says_so_and_nothing_is_sent() {
     dir.bus(scan).ok();
     let text = dir.read("l");
     let run = dir.bus(&format!("{scan} --resume")).ok();
-    assert!(run.stderr.contains("nothing is sent"), "{run:#?}");
+    assert!(run.stderr.contains("nothing is left to send"), "{run:#?}");
     assert!(run.stdout.contains("8 sent, 1 changed registers or flags: 0x42"), "{run:#?}");
     let summary = resume(&dir, "--codes 0x40-0x47").ok().object();
     assert_eq!(summary["scan"]["sent"], 8);
