@@ -45,7 +45,11 @@ Exit status:
 #[command(next_help_heading = "Global options")]
 pub struct Globals {
     /// Where accesses go: `hardware`, `bus:pc` (device models) or `trace:FILE` (a recording, replayed)
-    #[arg(long, global = true, env = "IOEMUL_ON", value_name = "WHERE", default_value = "hardware")]
+    /// [default: the environment variable IOEMUL_ON, or the hardware]
+    #[arg(long = "on", global = true, value_name = "WHERE")]
+    pub given_on: Option<On>,
+    /// What that comes to: set by `Cli::read`.
+    #[arg(skip)]
     pub on: On,
     /// Run on this CPU; `smi` and `dell` run on CPU 0 otherwise
     #[arg(long, global = true, value_name = "N")]
@@ -416,7 +420,7 @@ impl std::str::FromStr for CmosWhat {
             "dump" => Ok(Self::Dump),
             _ => match text.parse::<Number>()?.0 {
                 byte @ 0..=0x7f => Ok(Self::Byte(byte as u8)),
-                _ => Err("CMOS memory has the bytes 0 to 0x7f".to_owned()),
+                _ => Err("CMOS memory has bytes 0 to 127 (0x7f)".to_owned()),
             },
         }
     }
@@ -438,6 +442,10 @@ impl Cli {
             return Err(Self::tree().error(clap::error::ErrorKind::ArgumentConflict, message));
         }
         let mut cli = Self::from_arg_matches(&matches)?;
+        cli.globals.on = match cli.globals.given_on.take() {
+            Some(on) => on,
+            None => on_by_variable()?,
+        };
         let mut level = Some(&matches);
         while let Some(matches) = level {
             cli.globals.dry_run |= matches.get_flag(DRY_RUN);
@@ -445,6 +453,20 @@ impl Cli {
         }
         Ok(cli)
     }
+}
+
+/// Where accesses go by IOEMUL_ON. One that is empty says nothing.
+fn on_by_variable() -> Result<On, clap::Error> {
+    let value = std::env::var_os("IOEMUL_ON").unwrap_or_default();
+    match value.to_str() {
+        Some("") => Ok(On::Hardware),
+        Some(text) => text.parse().map_err(|why: String| (text.to_owned(), why)),
+        None => Err((value.to_string_lossy().into_owned(), "it is not UTF-8".to_owned())),
+    }
+    .map_err(|(text, why)| {
+        let message = format!("the environment variable IOEMUL_ON is '{text}': {why}");
+        Cli::tree().error(clap::error::ErrorKind::ValueValidation, message)
+    })
 }
 
 /// The name of a global option that is there twice. At one level of subcommands clap refuses that; of two levels it takes the inner one

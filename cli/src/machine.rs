@@ -17,6 +17,7 @@ use ioemul::{
 
 use crate::context::Context;
 use crate::failure::{Failure, Kind, Result, sentence};
+use crate::files;
 use crate::pc;
 use crate::plan::{self, Plan};
 use crate::values::On;
@@ -49,7 +50,7 @@ pub struct Machine<'c> {
 }
 
 /// Begins a log, once nothing stands in the way of the accesses.
-pub type Log<'l> = &'l dyn Fn() -> Result<TraceWriter<File>>;
+pub type Log<'l> = Box<dyn FnOnce() -> Result<TraceWriter<File>> + 'l>;
 
 /// Who counts SMIs.
 pub enum Counter {
@@ -105,7 +106,7 @@ impl<'c> Machine<'c> {
             }
             hardware = Hardware::open(context, plan, cpu)?;
         }
-        let log = log.map(|begin| begin()).transpose()?;
+        let log = log.map(|begin| begin()).transpose()?.map(|log| log.write_ahead(|file| file.sync_data()));
         let record = context.globals.record.as_deref().map(|file| record(context, plan, file)).transpose()?;
         let ports = plan.ports(context);
         let builder =
@@ -261,18 +262,22 @@ fn ask(context: &Context, plan: &Plan) -> Result {
     if context.globals.yes {
         return Ok(());
     }
+    let mut question = format!("{}, on {}", plan.title, context.machine());
     let accesses = plan.steps.iter().map(|(insn, gprs)| {
         let (port, registers) = (insn.port(gprs), crate::output::assignments(gprs));
         format!("\n  {:<6} {:<14} port {port:#x}  {registers}", plan::bytes(*insn), insn.to_string())
     });
     const SHOWN: usize = 16;
-    let mut question = format!("{}, on {}{}", plan.title, context.machine(), accesses.take(SHOWN).collect::<String>());
-    if let more @ 1.. = plan.steps.len().saturating_sub(SHOWN) {
+    match &plan.detail {
+        Some(detail) => question += &format!("\n  {detail}"),
+        None => question.extend(accesses.take(SHOWN)),
+    }
+    if let (None, more @ 1..) = (&plan.detail, plan.steps.len().saturating_sub(SHOWN)) {
         question += &format!("\n  … and {more} more accesses");
     }
     let refused = |why| Err(Failure::refused("confirmation", format!("{}: {why}", plan.title)));
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return refused("there is no terminal to ask at: --yes says that it is meant");
+        return refused("there is no terminal to ask on: --yes confirms it beforehand");
     }
     let mut stderr = anstream::stderr().lock();
     let _ = write!(stderr, "{question}\nDo it? [y/N] ").and_then(|()| stderr.flush());
@@ -287,32 +292,18 @@ fn ask(context: &Context, plan: &Plan) -> Result {
 /// A recording does not go over what it is a recording of.
 fn check_files(context: &Context) -> Result {
     match (&context.globals.record, &context.globals.on) {
-        (Some(record), On::Trace(trace)) if is_same(record, trace) => {
+        (Some(record), On::Trace(trace)) if files::is_same(record, trace) => {
             Err(Failure::usage(format!("--record {}: that is the trace to be replayed", record.display())))
         }
         _ => Ok(()),
     }
 }
 
-/// Whether two paths lead to one file.
-pub fn is_same(a: &Path, b: &Path) -> bool {
-    // One that is not there yet is told by the directory that it is going to be in.
-    let resolved = |path: &Path| match (path.canonicalize(), path.parent(), path.file_name()) {
-        (Ok(path), ..) => Some(path),
-        (_, Some(parent), Some(name)) => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            Some(parent.canonicalize().ok()?.join(name))
-        }
-        _ => None,
-    };
-    a == b || resolved(a).is_some_and(|a| resolved(b) == Some(a))
-}
-
 /// Begins a recording. On the hardware each access is in the file before it is made: the machine may not survive it.
 fn record(context: &Context, plan: &Plan, file: &Path) -> Result<TraceWriter<File>> {
-    let failed = |error| Failure::io(file.display(), &error);
     let header = context.header(plan.firmware.as_ref());
-    let writer = File::create(file).and_then(|file| TraceWriter::with_header(file, &header)).map_err(failed)?;
+    let writer = TraceWriter::with_header(files::for_recording(file)?, &header);
+    let writer = writer.map_err(|error| Failure::io(file.display(), &error))?;
     Ok(if context.is_hardware() { writer.write_ahead(|file| file.sync_data()) } else { writer })
 }
 

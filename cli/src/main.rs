@@ -11,6 +11,7 @@ mod args;
 mod commands;
 mod context;
 mod failure;
+mod files;
 mod firmware;
 mod machine;
 mod output;

@@ -92,6 +92,11 @@ pub fn assignments(gprs: &Gprs) -> String {
     named.map(|(name, word)| format!("{name}={word:#x}")).collect::<Vec<_>>().join(" ")
 }
 
+/// Bytes, two digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The flags that are set: `CF ZF`.
 pub fn flags(rflags: u64) -> String {
     let set = FLAGS.iter().filter(|(_, bit)| rflags >> bit & 1 == 1).map(|(name, _)| name.to_uppercase());

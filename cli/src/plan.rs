@@ -16,6 +16,8 @@ use crate::values::On;
 pub struct Plan {
     /// The whole of it in a phrase, for the prompt.
     pub title: String,
+    /// The accesses in a sentence, where they are too many to be read one by one.
+    pub detail: Option<String>,
     /// Those that are known beforehand, in their order.
     pub steps: Vec<(IoInsn, Gprs)>,
     /// Others, that depend on what the first ones answer.
@@ -133,7 +135,7 @@ impl Plan {
         for port in ports_of(access).filter(|port| !is_permitted(*port)) {
             let Some(owner) = owners.owner(port, Width::Byte) else { continue };
             let message = format!(
-                "{access} is refused: the driver \"{}\" has port {port:#x} (/proc/ioports; --allow-busy {port:#x} permits it)",
+                "{access} is refused: port {port:#x} belongs to the driver \"{}\" (/proc/ioports; --allow-busy {port:#x} permits it)",
                 output::printable(&owner.name)
             );
             return Err(Failure::refused("busy", message)

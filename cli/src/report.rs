@@ -34,7 +34,7 @@ pub fn object(context: &Context, access: &Access) -> Map<String, Value> {
         object.insert("value".to_owned(), format!("{:#x}", value(access)).into());
     }
     if insn.is_string() {
-        object.insert("data".to_owned(), data.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into());
+        object.insert("data".to_owned(), output::hex(data).into());
     }
     object
 }

@@ -7,8 +7,9 @@ use std::str::FromStr;
 use ioemul::{Gprs, PortSet, Width};
 
 /// Where accesses go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum On {
+    #[default]
     Hardware,
     BusPc,
     Trace(PathBuf),
@@ -22,7 +23,7 @@ impl FromStr for On {
             None if text == "hardware" => Ok(Self::Hardware),
             Some(("bus", "pc")) => Ok(Self::BusPc),
             Some(("trace", file)) if !file.is_empty() => Ok(Self::Trace(file.into())),
-            _ => Err("there are `hardware`, `bus:pc` and `trace:FILE`".to_owned()),
+            _ => Err("use `hardware`, `bus:pc` or `trace:FILE`".to_owned()),
         }
     }
 }
@@ -63,7 +64,7 @@ impl Number {
     pub fn within(self, bits: u32, what: &str) -> Result<u32, String> {
         match u32::try_from(self.0) {
             Ok(number) if bits == 32 || number >> bits == 0 => Ok(number),
-            _ => Err(format!("{:#x}: {what} has {bits} bits", self.0)),
+            _ => Err(format!("{:#x} does not fit: {what} has {bits} bits", self.0)),
         }
     }
 }
@@ -179,7 +180,7 @@ impl FromStr for Settle {
             "carry" => Ok(Self::Carry),
             _ => match u8::try_from(port(text)?) {
                 Ok(port) => Ok(Self::Port(port)),
-                Err(_) => Err("the port is one of 0x00 to 0xff: no register is free to name another".to_owned()),
+                Err(_) => Err("a port from 0x00 to 0xff is wanted: DX is not free to name a higher one".to_owned()),
             },
         }
     }
@@ -202,6 +203,16 @@ impl FromStr for Fill {
             None if text == "zero" => Ok(Self::Zero),
             Some(("random", seed)) => Ok(Self::Random(seed.parse::<Number>()?.0)),
             _ => Err("there are `recognizable`, `zero` and `random:SEED`".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Fill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recognizable => f.write_str("recognizable"),
+            Self::Zero => f.write_str("zero"),
+            Self::Random(seed) => write!(f, "random:{seed:#x}"),
         }
     }
 }

@@ -117,7 +117,11 @@ pub fn check(context: &Context) -> Result {
         }),
         Finding::of("DMI", named(context), Clone::clone),
     ];
-    let kind = if context::is_virtual() { "a virtual machine, says its CPU" } else { "no hypervisor, says the CPU" };
+    let kind = if context::is_virtual() {
+        "the CPU says that this is a virtual machine"
+    } else {
+        "the CPU reports no hypervisor"
+    };
     findings.push(Finding { what: "machine", is_there: true, is_needed: false, words: kind.to_owned() });
     for Finding { what, is_there, words, is_needed } in &findings {
         if context.out.json {
@@ -147,7 +151,9 @@ fn counted(cpu: usize) -> std::result::Result<String, String> {
     let counter = Counter::of_hardware(cpu);
     match (counter.read(), counter) {
         (Some(count), _) => Ok(format!("MSR 0x34 counts them: {count} so far")),
-        (None, Counter::None(why) | Counter::Forbidden(why)) => Err(format!("{why}: an SMI is told by its time")),
+        (None, Counter::None(why) | Counter::Forbidden(why)) => {
+            Err(format!("{why}: an SMI is recognized by how long it takes"))
+        }
         (None, _) => Err("MSR 0x34 cannot be read any more".to_owned()),
     }
 }

@@ -1,19 +1,18 @@
 //! `smi scan`: an SMI for each code, each in the log before it is raised.
 
-use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom};
 use std::path::Path;
 
-use ioemul::trace::{PartialTrace, RecordedError, Trace, TraceWriter};
-use ioemul::{Gprs, IoInsn};
+use ioemul::trace::{PartialTrace, RecordedError};
+use ioemul::{Gprs, IoInsn, PortSet};
 use serde_json::{Value, json};
 
 use crate::args::Scan;
 use crate::commands::smi::Sequence;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Result};
+use crate::files::{self, Earlier, is_same};
 use crate::firmware::Firmware;
-use crate::machine::{Access, Machine, is_same};
+use crate::machine::{Access, Log, Machine};
 use crate::output::{self, CHANGED, JSON_VERSION};
 use crate::plan::Plan;
 use crate::values::{self, Registers};
@@ -41,39 +40,43 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
     let firmware = context.firmware()?;
     let course = Course::new(arguments, &firmware).map_err(Failure::usage)?;
     let mut tally = Tally::default();
-    let earlier = arguments.resume.then(|| earlier(&arguments.log)).transpose()?;
+    let earlier = arguments.resume.then(|| Earlier::read(&arguments.log)).transpose()?;
     let done = match &earlier {
-        Some(earlier) => {
-            is_of_here(context, &firmware, &arguments.log, earlier)?;
-            course.done(&arguments.log, earlier, &mut tally)?
+        Some(Earlier { log, .. }) => {
+            is_of_here(context, &firmware, &arguments.log, log)?;
+            course.done(&arguments.log, log, &mut tally)?
         }
         None => 0,
     };
     let rest = &course.sequences[done..];
-    if let (Some(earlier), []) = (&earlier, rest) {
-        end(context, &arguments.log, earlier)?;
-        return course.summary(context, arguments, &tally);
-    }
+    let earlier = match (earlier, rest) {
+        (Some(earlier), []) => {
+            end(context, &arguments.log, earlier)?;
+            return course.summary(context, arguments, &tally);
+        }
+        (earlier, _) => earlier,
+    };
     let plan = Plan {
         own: firmware.own_ports(),
         asks: true,
         is_scan: true,
         cpu: Some(0),
         firmware: Some(firmware.clone()),
+        detail: Some(detail(arguments, rest)),
         ..Plan::new(
             format!("scan of {} SMIs, port {:#x} ({})", rest.len(), firmware.port, firmware.source),
             steps(rest),
         )
     };
-    let log = || match &earlier {
-        Some(earlier) => resume(&arguments.log, earlier),
-        None => begin(context, &arguments.log, &firmware),
+    let log: Log<'_> = match earlier {
+        Some(earlier) => Box::new(|| earlier.resume(&arguments.log)),
+        None => Box::new(|| files::for_log(&arguments.log, &context.header(Some(&firmware)))),
     };
-    let Some(mut machine) = Machine::open_with_log(context, &plan, Some(&log))? else {
+    let Some(mut machine) = Machine::open_with_log(context, &plan, Some(log))? else {
         return course.print_skipped(context);
     };
     if let Some(last) = done.checked_sub(1).and_then(|last| course.sequences.get(last)) {
-        context.out.remark(format_args!("goes on behind code {:#04x}, data {:#04x}", last.code, last.data));
+        context.out.remark(format_args!("continues after code {:#04x}, data {:#04x}", last.code, last.data));
     }
     if !context.out.json && !context.out.quiet {
         context.out.line(format_args!("{}, on {}", plan.title, context.globals.on))?;
@@ -89,13 +92,25 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
 }
 
 /// Ends a log that has all of the scan, if nothing did so before.
-fn end(context: &Context, file: &Path, earlier: &PartialTrace) -> Result {
+fn end(context: &Context, file: &Path, earlier: Earlier) -> Result {
     context.name_backend();
     context.out.remark("nothing is left to send: the log has all of it");
-    if earlier.is_whole || context.globals.dry_run {
+    if earlier.log.is_whole || context.globals.dry_run {
         return Ok(());
     }
-    resume(file, earlier)?.finish().map(drop).map_err(|error| Failure::io(file.display(), &error))
+    earlier.resume(file)?.finish().map(drop).map_err(|error| Failure::io(file.display(), &error))
+}
+
+/// What is sent, to be read at a glance.
+fn detail(arguments: &Scan, sequences: &[Sequence]) -> String {
+    let set = |bytes: &mut dyn Iterator<Item = u8>| bytes.map(|byte| byte.into()..=byte.into()).collect::<PortSet>();
+    let codes = set(&mut sequences.iter().map(|smi| smi.code));
+    let data = set(&mut sequences.iter().map(|smi| smi.data));
+    let registers = match arguments.registers.join(" ") {
+        none if none.is_empty() => "none given".to_owned(),
+        given => given,
+    };
+    format!("codes {codes}; data {data}; registers: {registers}, the others {}", arguments.fill)
 }
 
 /// All accesses, in their order.
@@ -165,8 +180,8 @@ impl Course {
             (true, _) => Ok(smi),
             (_, true) => Ok(None),
             _ => Err(Failure::usage(format!(
-                "{}: access {number} is `{insn}` with {}, which this scan would not make there: --resume goes on with the \
-                 same codes, data, registers and fill",
+                "{}: access {number} is `{insn}` with {}, which this scan would not make there: --resume needs the \
+                 same codes, data, registers and fill as before",
                 file.display(),
                 output::assignments(before)
             ))),
@@ -247,29 +262,6 @@ fn print(context: &Context, smi: &Sequence, status: &Access, command: &Access, f
         .line(format_args!("{code:#04x} {data:#04x} {time:>10} {smis:>5}  {carry:<5}  {CHANGED}{changed}{CHANGED:#}"))
 }
 
-/// A new log. One that is there may be all that a machine has left behind.
-fn begin(context: &Context, file: &Path, firmware: &Firmware) -> Result<TraceWriter<File>> {
-    let created = match File::create_new(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let message = format!(
-                "--log {}: the file is there already: --resume goes on with it, or name another",
-                file.display()
-            );
-            return Err(Failure::usage(message));
-        }
-        created => created.and_then(|created| TraceWriter::with_header(created, &context.header(Some(firmware)))),
-    };
-    let writer = created.map_err(|error| Failure::io(file.display(), &error))?;
-    Ok(writer.write_ahead(|file| file.sync_data()))
-}
-
-/// What a log has that was cut off, or not.
-fn earlier(file: &Path) -> Result<PartialTrace> {
-    let opened = File::open(file).map_err(|error| Failure::io(file.display(), &error))?;
-    Trace::read_partial(BufReader::new(opened))
-        .map_err(|error| Failure::new(Kind::Trace, format!("{}: {error}", file.display())).fact("line", error.line))
-}
-
 /// Refuses to go on with a log of another machine: it would be one of neither.
 fn is_of_here(context: &Context, firmware: &Firmware, file: &Path, earlier: &PartialTrace) -> Result {
     let (there, here) = (earlier.trace.header(), context.header(Some(firmware)));
@@ -282,15 +274,4 @@ fn is_of_here(context: &Context, firmware: &Firmware, file: &Path, earlier: &Par
         output::printable(format!("{} {}", there.on, there.machine).trim()),
         format!("{} {}", here.on, here.machine).trim()
     )))
-}
-
-fn resume(file: &Path, earlier: &PartialTrace) -> Result<TraceWriter<File>> {
-    let open = || {
-        let mut log = File::options().write(true).open(file)?;
-        log.set_len(earlier.len)?;
-        log.seek(SeekFrom::End(0))?;
-        TraceWriter::resume(log, earlier)
-    };
-    let writer = open().map_err(|error| Failure::io(file.display(), &error))?;
-    Ok(writer.write_ahead(|file| file.sync_data()))
 }

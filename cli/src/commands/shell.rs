@@ -24,7 +24,7 @@ pub fn man(context: &Context, subcommand: &[String]) -> Result {
     }
     let name = std::iter::once("ioemul").chain(subcommand.iter().map(String::as_str)).collect::<Vec<_>>().join("-");
     let mut page = Vec::new();
-    let rendered = clap_mangen::Man::new(command.clone()).title(name).render(&mut page);
+    let rendered = clap_mangen::Man::new(command.clone()).title(name).date("November 2026").render(&mut page);
     rendered.map_err(|error| Failure::io("the manual page", &error))?;
     context.out.bytes(&page)
 }

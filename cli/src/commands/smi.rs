@@ -194,7 +194,7 @@ fn count(context: &Context) -> Result {
     let count = match (counter.read(), counter) {
         (Some(count), _) => count,
         (None, Counter::Forbidden(why)) => return Err(Failure::new(Kind::NoPrivilege, why).fact("call", "open")),
-        (None, Counter::None(why)) => return Err(Failure::no_answer(format!("nobody counts SMIs here: {why}"))),
+        (None, Counter::None(why)) => return Err(Failure::no_answer(format!("SMIs are not counted here: {why}"))),
         (None, _) => return Err(Failure::new(Kind::Io, "the count of SMIs cannot be read any more")),
     };
     match context.out.json {
@@ -212,7 +212,9 @@ fn info(context: &Context) -> Result {
     let counted = match &counter {
         Counter::Msr(counter) => format!("MSR 0x34 of CPU {}", counter.cpu()),
         Counter::Model(_) => "the model".to_owned(),
-        Counter::None(why) | Counter::Forbidden(why) => format!("nobody counts: {why}; an SMI is told by its time"),
+        Counter::None(why) | Counter::Forbidden(why) => {
+            format!("nobody counts: {why}; an SMI is recognized by how long it takes")
+        }
     };
     if context.out.json {
         let reserved =

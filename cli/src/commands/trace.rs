@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
-use ioemul::trace::{PartialTrace, Record, RecordedError, Trace, TraceHeader};
+use ioemul::trace::{PartialTrace, Record, RecordedError, TraceHeader};
 use ioemul::{Direction, Gprs, IoInsn};
 use serde_json::{Map, Value, json};
 
@@ -14,6 +13,7 @@ use crate::args::{self, Cli};
 use crate::commands;
 use crate::context::Context;
 use crate::failure::{Failure, Kind, Result};
+use crate::files::partial;
 use crate::output::{self, CHANGED, FAINT, JSON_VERSION};
 use crate::values::On;
 
@@ -26,10 +26,9 @@ pub fn run(context: &Context, command: args::Trace) -> Result {
     }
 }
 
-fn read(file: &Path) -> Result<PartialTrace> {
-    let opened = File::open(file).map_err(|error| Failure::io(file.display(), &error))?;
-    Trace::read_partial(BufReader::new(opened))
-        .map_err(|error| Failure::new(Kind::Trace, format!("{}: {error}", file.display())).fact("line", error.line))
+fn read(path: &Path) -> Result<PartialTrace> {
+    let file = File::open(path).map_err(|error| Failure::io(path.display(), &error))?;
+    partial(&file, path)
 }
 
 /// What a record did, as an object: the trace's own keys, and the port.
@@ -46,6 +45,9 @@ fn object(number: usize, record: &Record) -> Map<String, Value> {
     object.insert("port".to_owned(), format!("{:#x}", record.port()).into());
     object.insert("before".to_owned(), output::words(&record.before).into());
     object.insert("after".to_owned(), after.into());
+    if record.insn.is_string() {
+        object.insert("data".to_owned(), output::hex(&record.data).into());
+    }
     object.insert("error".to_owned(), record.error.as_ref().map(error_text).into());
     object.insert("ns".to_owned(), record.duration.map(|duration| duration.as_nanos() as u64).into());
     object
@@ -64,7 +66,7 @@ fn show(context: &Context, file: &Path) -> Result {
     let PartialTrace { trace, pending, is_whole, .. } = read(file)?;
     let (out, header) = (context.out, trace.header());
     if out.json {
-        out.object(&header_object(header))?;
+        out.object(&header_object(header, is_whole))?;
         for (index, record) in trace.records().iter().enumerate() {
             out.object(&object(index + 1, record))?;
         }
@@ -81,7 +83,7 @@ fn show(context: &Context, file: &Path) -> Result {
         out.line(format_args!("{FAINT}{name:<12} {text}{FAINT:#}"))?;
     }
     for (index, record) in trace.records().iter().enumerate() {
-        out.line(format_args!("{}{}", access(index + 1, record.insn, record.port()), outcome(record)))?;
+        out.line(format_args!("{}{}", access(index + 1, record.insn, record.port()), outcome(header, record)))?;
     }
     if let Some(pending) = &pending {
         let number = trace.records().len() + 1;
@@ -91,7 +93,7 @@ fn show(context: &Context, file: &Path) -> Result {
         out.line(format_args!("{access}  {CHANGED}did not return{CHANGED:#}{code}: {registers}"))?;
     }
     if !is_whole {
-        out.line("the file is cut off here: its recording did not come to its end")?;
+        out.line("the file is cut off here: the recording was not finished")?;
     }
     Ok(())
 }
@@ -106,10 +108,11 @@ fn code_of(header: &TraceHeader, insn: IoInsn, before: &Gprs) -> String {
     if is_smi { format!(", SMI code {:#04x}", before.rax as u8) } else { String::new() }
 }
 
-fn outcome(record: &Record) -> String {
+fn outcome(header: &TraceHeader, record: &Record) -> String {
     let mut text = record.duration.map_or_else(String::new, |duration| format!("  {:>8}", output::time(duration)));
     if let Some(error) = &record.error {
-        return format!("{text}  {CHANGED}{}{CHANGED:#}: {}", error_text(error), output::assignments(&record.before));
+        let (code, registers) = (code_of(header, record.insn, &record.before), output::assignments(&record.before));
+        return format!("{text}  {CHANGED}{}{CHANGED:#}{code}: {registers}", error_text(error));
     }
     if record.insn.direction == Direction::Out && !record.insn.is_string() {
         text += &format!("  wrote {:#x}", record.before.rax as u32 & record.insn.width.mask());
@@ -138,7 +141,7 @@ fn lines(header: &TraceHeader) -> Vec<(&'static str, String)> {
     said.map(|(name, text)| (name, output::printable(&text))).collect()
 }
 
-fn header_object(header: &TraceHeader) -> Value {
+fn header_object(header: &TraceHeader, is_whole: bool) -> Value {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     json!({
         "v": JSON_VERSION,
@@ -146,8 +149,14 @@ fn header_object(header: &TraceHeader) -> Value {
             "on": text(&header.on), "machine": text(&header.machine), "bios": text(&header.bios), "cpu": text(&header.cpu),
             "date": text(&header.date), "smi_port": header.smi_port.map(|port| format!("{port:#x}")),
             "port_source": text(&header.port_source),
+            "reserved": header.reserved_codes.iter().map(reserved).collect::<Vec<_>>(),
         },
+        "is_whole": is_whole,
     })
+}
+
+fn reserved((code, name): &(u8, String)) -> Value {
+    json!({ "code": format!("{code:#04x}"), "name": name })
 }
 
 fn stat(context: &Context, file: &Path) -> Result {
@@ -190,7 +199,10 @@ fn stat(context: &Context, file: &Path) -> Result {
         ))?;
     }
     match (pending, is_whole) {
-        _ if out.json => Ok(()),
+        (pending, is_whole) if out.json => out.object(&json!({
+            "v": JSON_VERSION, "records": trace.records().len(), "is_whole": is_whole,
+            "did_not_return": pending.map(|pending| pending.insn.to_string()),
+        })),
         (Some(pending), _) => out.line(format_args!("cut off: `{}` did not return", pending.insn)),
         (None, false) => out.line("cut off"),
         (None, true) => Ok(()),
@@ -217,11 +229,11 @@ fn diff(context: &Context, a: &Path, b: &Path) -> Result {
                 .object(&json!({ "v": JSON_VERSION, "record": number + 1, "a": side(left), "b": side(right) }))?;
             continue;
         }
-        for (sign, record) in [('-', left), ('+', right)] {
+        for (sign, header, record) in [('-', one.header(), left), ('+', other.header(), right)] {
             let Some(record) = record else { continue };
             let access = access(number + 1, record.insn, record.port());
             let before = output::assignments(&record.before);
-            let text = outcome(&Record { duration: None, ..record.clone() });
+            let text = outcome(header, &Record { duration: None, ..record.clone() });
             context.out.line(format_args!("{sign} {access}  before: {before}{text}"))?;
         }
     }

@@ -83,7 +83,7 @@ fn greet(machine: &mut Machine<'_>) -> Result<Access> {
     match access.after.rbx as u32 {
         VmwareBackdoor::MAGIC => Ok(access),
         _ => Err(Failure::no_answer(
-            "nobody answers behind port 0x5658: no VMware, and no other hypervisor with this backdoor, or it is turned off",
+            "nobody answers at port 0x5658: no VMware, and no other hypervisor with this backdoor, or it is turned off",
         )),
     }
 }

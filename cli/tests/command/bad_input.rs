@@ -302,9 +302,11 @@ fn places_that_accesses_cannot_go_to() {
         refused(&dir, dir.run(&format!("--record record --on '{on}' in 0x71")), "bus:pc");
         if !on.is_empty() {
             let run = dir.finish(dir.command().env("IOEMUL_ON", on).args(["in", "0x71"]), b"");
-            refused(&dir, run, "bus:pc");
+            refused(&dir, run, "IOEMUL_ON");
         }
     }
+    // A variable that is empty says nothing.
+    dir.finish(dir.command().env("IOEMUL_ON", "").args(["-n", "in", "0x71"]), b"").ok().prints("on hardware");
     refused(&dir, dir.run("--on bus:pc --on bus:pc in 0x71"), "--on");
 }
 

@@ -215,3 +215,17 @@ fn a_scan_is_resumed_as_often_as_it_is_killed() {
     resume(&dir, scan).ok();
     assert!(is_complete(&dir, 0..=0x3f, 0..=0).len() >= 5);
 }
+
+/// Of two scans on one log, the second one is sent away, whether it begins or goes on.
+#[test]
+fn a_log_has_one_writer() {
+    let dir = Dir::new();
+    dir.bus("smi scan --log l --codes 0x40").ok();
+    let log = std::fs::File::open(dir.path("l")).unwrap();
+    rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let before = dir.read("l");
+    dir.bus("smi scan --log l --codes 0x40-0x41 --resume").exits(2).complains("another program is writing");
+    assert_eq!(dir.read("l"), before);
+    drop(log);
+    dir.bus("smi scan --log l --codes 0x40-0x41 --resume").ok();
+}

@@ -60,7 +60,8 @@ fn stat_counts_by_port() {
     let dir = Dir::new();
     dir.bus("--record t smi scan --log l --codes 0x40-0x43").ok();
     let rows = dir.run("trace stat t --json").ok().objects();
-    assert_eq!(rows.len(), 2);
+    assert_eq!(rows.len(), 3);
+    assert_eq!((&rows[2]["records"], &rows[2]["is_whole"]), (&9.into(), &true.into()));
     assert_eq!((&rows[0]["port"], &rows[0]["count"], &rows[0]["changed"]), (&"0xb2".into(), &4.into(), &1.into()));
     assert_eq!((&rows[1]["port"], &rows[1]["count"], &rows[1]["changed"]), (&"0xb3".into(), &5.into(), &0.into()));
     assert_eq!(dir.run("trace stat t").ok().stdout.lines().count(), 3);
@@ -115,4 +116,38 @@ fn what_is_no_trace_is_said_with_its_line() {
     dir.run("trace show other").exits(1).complains("version 3");
     dir.run("trace show nothing").exits(1).complains("nothing: No such file");
     dir.run("trace show .").exits(1);
+}
+
+/// A recording replaces one that came to its end, and nothing else.
+#[test]
+fn a_recording_goes_over_no_other_file() {
+    let dir = Dir::new();
+    dir.bus("--record t in 0x71").ok();
+    dir.bus("--record t in 0x80").ok(); // a recording that is whole
+    let whole = dir.read("t");
+    dir.write("cut", &whole[..whole.len() - 5]);
+    dir.write("empty", b"");
+    dir.write("mine", b"the only copy of something");
+    dir.bus("--record empty in 0x80").ok();
+    for name in ["cut", "mine"] {
+        let before = dir.read(name);
+        dir.bus(&format!("--record {name} in 0x80")).exits(2).complains("--record");
+        assert_eq!(dir.read(name), before);
+    }
+    dir.bus("--record /dev/null in 0x80").ok();
+}
+
+/// Objects say as well as words that a trace is cut off.
+#[test]
+fn objects_of_a_trace_that_is_cut_off_say_so() {
+    let dir = Dir::new();
+    dir.bus("--record t in 0x71").ok();
+    let whole = dir.read("t");
+    let header = whole.find('\n').unwrap() + 1;
+    dir.write("cut", &whole[..header]);
+    for (name, is_whole) in [("t", true), ("cut", false)] {
+        assert_eq!(dir.run(&format!("trace show {name} --json")).ok().objects()[0]["is_whole"], is_whole);
+        let last = dir.run(&format!("trace stat {name} --json")).ok().objects().pop().unwrap();
+        assert_eq!(last["is_whole"], is_whole);
+    }
 }
