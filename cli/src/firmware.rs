@@ -41,7 +41,19 @@ impl Firmware {
     /// The ports that are written for an SMI, as far as they are where PCs have them: other ports that a FADT names, which may be a file
     /// of another machine's, are judged like all others.
     pub fn own_ports(&self) -> PortSet {
-        PortSet::from(self.port..=self.port.saturating_add(1)) & PortSet::from(0xb2..=0xb3)
+        // A port beside these would have the other of its two writes, the data or nothing of the kind, raise the SMI.
+        if self.port == 0xb2 { PortSet::from(0xb2..=0xb3) } else { PortSet::none() }
+    }
+
+    /// Refuses a code that is ACPI's: `instead` says how it is sent all the same.
+    pub fn refuse_reserved(&self, code: u8, instead: &str) -> Result {
+        match self.name_of(code) {
+            None => Ok(()),
+            Some(name) => {
+                let message = format!("{code:#04x} is ACPI's code {name}: {instead} sends it all the same");
+                Err(Failure::refused("acpi", message).fact("code", format!("{code:#04x}")))
+            }
+        }
     }
 
     pub fn name_of(&self, code: u8) -> Option<&str> {

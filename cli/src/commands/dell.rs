@@ -36,8 +36,20 @@ pub fn run(context: &Context, command: &Dell) -> Result {
         Dell::Call { ax, registers } => {
             let mut registers = Registers::parse(registers, Gprs::default()).map_err(Failure::usage)?;
             registers.put("ax", (*ax).into(), "AX holds the function").map_err(Failure::usage)?;
+            keep_off_acpi(context, *ax as u8)?;
             call(context, *ax, registers.gprs)
         }
+    }
+}
+
+/// AL of a function is what the SMI port gets: it may be none of ACPI's codes. Dell's own are nearly all 0xa3; for others it has to be
+/// known which are ACPI's.
+fn keep_off_acpi(context: &Context, code: u8) -> Result {
+    const USUAL: u8 = 0xa3;
+    match context.firmware() {
+        Ok(firmware) => firmware.refuse_reserved(code, "`smi send --also-acpi`"),
+        Err(failure) if context.is_hardware() && code != USUAL => Err(failure),
+        Err(_) => Ok(()),
     }
 }
 

@@ -33,8 +33,11 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
         (None, false) => None,
     };
     if insn.port(&gprs).checked_add(u16::from(insn.width.bytes()) - 1).is_none() {
-        let message =
-            format!("`{insn}`: {} bytes from {:#x} run past the last port, 0xffff", insn.width.bytes(), insn.port(&gprs));
+        let message = format!(
+            "`{insn}`: {} bytes from {:#x} run past the last port, 0xffff",
+            insn.width.bytes(),
+            insn.port(&gprs)
+        );
         return Err(Failure::usage(message));
     }
     let title = format!("`{insn}`, port {:#x}", insn.port(&gprs));

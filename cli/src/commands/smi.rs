@@ -21,9 +21,8 @@ pub fn run(context: &Context, command: &Smi) -> Result {
             let expectations = Expectation::parse_all(&expect.expect).map_err(Failure::usage)?;
             let registers = Registers::parse(registers, Gprs::default()).map_err(Failure::usage)?;
             let firmware = context.firmware()?;
-            if let (Some(name), false) = (firmware.name_of(code.0), *also_acpi) {
-                let message = format!("{:#04x} is ACPI's code {name}: --also-acpi sends it all the same", code.0);
-                return Err(Failure::refused("acpi", message).fact("code", format!("{:#04x}", code.0)));
+            if !*also_acpi {
+                firmware.refuse_reserved(code.0, "--also-acpi")?;
             }
             let smi = Sequence::new(&firmware, code.0, data, registers, *settle).map_err(Failure::usage)?;
             send(context, firmware, smi, &expectations)
@@ -56,6 +55,12 @@ impl Sequence {
         registers.put("al", code.into(), "AL holds the code")?;
         if matches!(settle, Some(Settle::Carry)) {
             registers.put("cf", 1, "`--settle carry` sets CF on the way in")?;
+        }
+        if matches!(settle, Some(Settle::Port(port)) if u16::from(port) == firmware.port) {
+            return Err(format!(
+                "--settle {:#x}: that is the SMI command port: whatever the firmware leaves in AL would be sent as another code",
+                firmware.port
+            ));
         }
         let narrow = u8::try_from(firmware.port).ok().filter(|port| *port < 0xff);
         let by_dx = narrow.is_none() || matches!(settle, Some(Settle::ReadBack));
