@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::args::Dell;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::firmware::Firmware;
 use crate::machine::{Access, Machine};
 use crate::output::JSON_VERSION;
@@ -110,18 +110,17 @@ fn call(context: &Context, ax: u16, gprs: Gprs) -> Result {
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
     sign(&mut machine)?;
     let access = machine.execute(insn, gprs)?;
-    match context.out.json {
-        true => context.out.object(&report::object(context, &access))?,
-        false => report::registers(context, &plan.title, &access)?,
-    }
-    machine.close()?;
-    match failure(&access) {
-        None => Ok(()),
-        Some(why) => {
-            Err(Failure::new(Kind::Device, format!("the firmware reports a failure of {ax:#06x}: {why}"))
-                .fact("why", why))
-        }
-    }
+    let printed = match context.out.json {
+        true => context.out.object(&report::object(context, &access)),
+        false => report::registers(context, &plan.title, &access),
+    };
+    let answer =
+        match failure(&access) {
+            None => Ok(()),
+            Some(why) => Err(Failure::new(Kind::Device, format!("the firmware reports a failure of {ax:#06x}: {why}"))
+                .fact("why", why)),
+        };
+    first_of([printed, machine.close(), answer])
 }
 
 fn info(context: &Context) -> Result {

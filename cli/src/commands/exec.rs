@@ -10,7 +10,7 @@ use ioemul::{AddressSize, Direction, IoInsn, PortOperand};
 
 use crate::args::Exec;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::report;
@@ -46,6 +46,7 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
     let tries = VMWARE.contains(&insn.port(&gprs));
     let plan = Plan { asks, tries, ..Plan::new(title, vec![(insn, gprs)]) };
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
+    let mut saved = Ok(());
     let access = match data {
         None => machine.execute(insn, gprs)?,
         Some((file, memory)) => {
@@ -55,19 +56,18 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
             }
             let access = machine.execute_string(insn, gprs, memory)?;
             if insn.direction == Direction::In {
-                save(context, file, &access.data)?;
+                saved = save(context, file, &access.data);
             }
             access
         }
     };
     let is_taken = insn.direction == Direction::In && arguments.data.as_deref() == Some(Path::new("-"));
-    match context.out.json {
-        true => context.out.object(&report::object(context, &access))?,
-        false if is_taken => {} // standard output has the data, and nothing else
-        false => report::registers(context, &plan.title, &access)?,
-    }
-    machine.close()?;
-    report::expect(&expectations, &access.after)
+    let printed = match context.out.json {
+        true => context.out.object(&report::object(context, &access)),
+        false if is_taken => Ok(()), // standard output has the data, and nothing else
+        false => report::registers(context, &plan.title, &access),
+    };
+    first_of([saved, printed, machine.close(), report::expect(&expectations, &access.after)])
 }
 
 /// The instruction, and the words behind it.

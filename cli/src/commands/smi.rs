@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::args::Smi;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::firmware::Firmware;
 use crate::machine::{Access, Counter, Machine};
 use crate::output::JSON_VERSION;
@@ -159,10 +159,10 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
         title += &format!(", CPU {}", context.globals.cpu.unwrap_or(0));
     }
     let (status, command) = smi.raise(&mut machine)?;
-    if context.out.json {
-        context.out.object(&smi.object(context, &status, &command, &firmware))?;
+    let printed = if context.out.json {
+        context.out.object(&smi.object(context, &status, &command, &firmware))
     } else {
-        report::registers(context, &title, &command)?;
+        let printed = report::registers(context, &title, &command);
         if let (Some((is_smi, "time")), Some(took), Some(yardstick)) =
             (happened(&status, &command), command.duration, status.duration)
         {
@@ -172,9 +172,9 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
                 .out
                 .remark(format_args!("{verdict}: {took}, and {yardstick} for the status port ({})", why(&machine)));
         }
-    }
-    machine.close()?;
-    report::expect(expectations, &command.after)
+        printed
+    };
+    first_of([printed, machine.close(), report::expect(expectations, &command.after)])
 }
 
 /// Why nobody counts.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::args::Vmware;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::machine::{Access, Machine};
 use crate::output::JSON_VERSION;
 use crate::plan::Plan;
@@ -128,11 +128,11 @@ fn call(context: &Context, number: u16, gprs: Gprs) -> Result {
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
     greet(&mut machine)?;
     let access = machine.execute(IN, gprs)?;
-    match context.out.json {
-        true => context.out.object(&report::object(context, &access))?,
-        false => report::registers(context, &plan.title, &access)?,
-    }
-    machine.close()
+    let printed = match context.out.json {
+        true => context.out.object(&report::object(context, &access)),
+        false => report::registers(context, &plan.title, &access),
+    };
+    first_of([printed, machine.close()])
 }
 
 fn info(context: &Context) -> Result {
