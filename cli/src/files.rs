@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ioemul::trace::{PartialTrace, Trace, TraceHeader, TraceWriter};
@@ -92,8 +93,11 @@ fn lock(file: &File, path: &Path) -> Result {
     }
 }
 
-/// Whether two paths lead to one file.
+/// Whether two paths lead to one file, which may have several names.
 pub fn is_same(a: &Path, b: &Path) -> bool {
+    if let (Ok(a), Ok(b)) = (a.metadata(), b.metadata()) {
+        return (a.dev(), a.ino()) == (b.dev(), b.ino());
+    }
     // One that is not there yet is told by the directory that it is going to be in.
     let resolved = |path: &Path| match (path.canonicalize(), path.parent(), path.file_name()) {
         (Ok(path), ..) => Some(path),
