@@ -4,6 +4,7 @@ use ioemul::trace::TraceHeader;
 use ioemul::{Fadt, PortSet};
 
 use crate::failure::{Failure, Result};
+use crate::output::printable;
 use crate::pc;
 
 /// What ACPI says of SMIs.
@@ -20,7 +21,7 @@ impl Firmware {
     pub fn of(fadt: &Fadt, source: &str) -> Result<Self> {
         let port = fadt.smi_command().map_err(|error| Failure::refused("fadt", format!("{source}: {error}")))?;
         let reserved = fadt.reserved_codes().map(|(code, name)| (code, name.to_owned())).collect();
-        Ok(Self { port, source: source.to_owned(), reserved })
+        Ok(Self { port, source: printable(source), reserved })
     }
 
     pub fn of_bus() -> Self {
@@ -29,8 +30,8 @@ impl Firmware {
     }
 
     pub fn of_trace(header: &TraceHeader) -> Option<Self> {
-        let reserved = header.reserved_codes.clone();
-        Some(Self { port: header.smi_port?, source: header.port_source.clone(), reserved })
+        let reserved = header.reserved_codes.iter().map(|(code, name)| (*code, printable(name))).collect();
+        Some(Self { port: header.smi_port?, source: printable(&header.port_source), reserved })
     }
 
     /// The port that nearly every PC has, for a dry run by a user who may not read the FADT.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use ioemul::{Gprs, PortSet, Width};
 
+use crate::output::printable;
+
 /// Where accesses go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum On {
@@ -33,7 +35,7 @@ impl fmt::Display for On {
         match self {
             Self::Hardware => f.write_str("hardware"),
             Self::BusPc => f.write_str("bus:pc"),
-            Self::Trace(file) => write!(f, "trace:{}", file.display()),
+            Self::Trace(file) => write!(f, "trace:{}", printable(&file.display().to_string())),
         }
     }
 }

@@ -230,7 +230,7 @@ impl Course {
         if !tally.lost.is_empty() {
             out.line(format_args!("did not return: {}", hex(&tally.lost).join(", ")))?;
         }
-        out.line(format_args!("log: {}", arguments.log.display()))
+        out.line(format_args!("log: {}", output::printable(&arguments.log.display().to_string())))
     }
 }
 

@@ -1,5 +1,7 @@
 //! `vmware`: the backdoor, and GuestRPC through it.
 
+use std::io::{self, IsTerminal};
+
 use ioemul::devices::VmwareBackdoor;
 use ioemul::guest_rpc::GuestRpc;
 use ioemul::{Direction, Gprs, IoInsn, PortAccess, Width};
@@ -9,7 +11,7 @@ use crate::args::Vmware;
 use crate::context::Context;
 use crate::failure::{Failure, Kind, Result, first_of};
 use crate::machine::{Access, Machine};
-use crate::output::JSON_VERSION;
+use crate::output::{JSON_VERSION, printable_lines};
 use crate::plan::Plan;
 use crate::report;
 use crate::values::Registers;
@@ -117,6 +119,9 @@ fn print(context: &Context, request: &str, reply: &[u8]) -> Result {
     if context.out.json {
         let (on, reply) = (context.globals.on.to_string(), String::from_utf8_lossy(reply));
         return context.out.object(&json!({ "v": JSON_VERSION, "on": on, "request": request, "reply": reply }));
+    }
+    if io::stdout().is_terminal() {
+        return context.out.line(printable_lines(&String::from_utf8_lossy(reply)));
     }
     let mut line = reply.to_vec();
     line.push(b'\n');
