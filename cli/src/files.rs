@@ -33,6 +33,7 @@ pub fn for_recording(path: &Path) -> Result<File> {
             path.display()
         )));
     }
+    sync_name(path);
     let mut file = file;
     file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(failed)?;
     Ok(file)
@@ -50,6 +51,7 @@ pub fn for_log(path: &Path, header: &TraceHeader) -> Result<TraceWriter<File>> {
         created => created.map_err(|error| Failure::io(path.display(), &error))?,
     };
     lock(&file, path)?;
+    sync_name(path);
     TraceWriter::with_header(file, header).map_err(|error| Failure::io(path.display(), &error))
 }
 
@@ -91,6 +93,13 @@ fn lock(file: &File, path: &Path) -> Result {
         }
         _ => Ok(()),
     }
+}
+
+/// Brings the name of a new file to the disk: `fdatasync` of the file need not, and a log that nobody finds is none. Some file systems
+/// sync no directories.
+fn sync_name(path: &Path) {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
 }
 
 /// Whether two paths lead to one file, which may have several names.
