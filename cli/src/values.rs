@@ -17,6 +17,16 @@ pub enum On {
     Trace(PathBuf),
 }
 
+impl On {
+    /// The trace that is replayed.
+    pub fn trace(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Trace(file) => Some(file),
+            Self::Hardware | Self::BusPc => None,
+        }
+    }
+}
+
 impl FromStr for On {
     type Err = String;
 

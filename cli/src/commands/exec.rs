@@ -11,6 +11,7 @@ use ioemul::{AddressSize, Direction, IoInsn, PortOperand};
 use crate::args::Exec;
 use crate::context::Context;
 use crate::failure::{Failure, Kind, Result, first_of};
+use crate::files::is_same;
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::report;
@@ -40,6 +41,16 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
         );
         return Err(Failure::usage(message));
     }
+    let traces = context.globals.record.iter().chain(context.globals.on.trace());
+    if let (Direction::In, Some(data)) = (insn.direction, &arguments.data) {
+        if let Some(trace) = traces.into_iter().find(|trace| is_same(trace, data)) {
+            return Err(Failure::usage(format!(
+                "--data {}: that is the trace {}, which the data would go over",
+                data.display(),
+                trace.display()
+            )));
+        }
+    }
     let title = format!("`{insn}`, port {:#x}", insn.port(&gprs));
     let asks = insn.direction == Direction::Out;
     // VMware answers there without privilege.
@@ -52,7 +63,9 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
         Some((file, memory)) => {
             // Before the access: what it reads may be there only once.
             if insn.direction == Direction::In && file.as_os_str() != "-" {
-                fs::File::create(file).map_err(|error| Failure::io(file.display(), &error))?;
+                // What is there is replaced by what is read, and not by an access that fails.
+                let opened = fs::File::options().write(true).create(true).truncate(false).open(file);
+                opened.map_err(|error| Failure::io(file.display(), &error))?;
             }
             let access = machine.execute_string(insn, gprs, memory)?;
             if insn.direction == Direction::In {

@@ -123,3 +123,17 @@ fn an_access_past_the_last_port_is_refused_on_every_backend() {
     }
     dir.bus("exec 'in eax, dx' rdx=0xfffc").ok();
 }
+
+#[test]
+fn data_goes_over_no_trace_and_over_no_file_if_nothing_was_read() {
+    let dir = Dir::new();
+    dir.bus("--record t in 0x81").ok();
+    let trace = dir.read("t");
+    dir.run("--on trace:t exec insb rdx=0x80 --data t").exits(2).complains("that is the trace");
+    dir.bus("--record t exec insb rdx=0x80 --data ./t").exits(2).complains("that is the trace");
+    dir.bus("--record new exec insb rdx=0x80 --data ./new").exits(2).complains("that is the trace");
+    assert_eq!(dir.read("t"), trace);
+    dir.write("data", "precious");
+    dir.run("--on trace:t exec insb rdx=0x80 --data data").exits(5);
+    assert_eq!(dir.read("data"), "precious");
+}
