@@ -66,10 +66,13 @@ impl Output {
             object.insert("error".to_owned(), failure.kind.name().into());
             object.extend(failure.facts.clone());
             object.insert("message".to_owned(), failure.message.clone().into());
-            let _ = self.object(&object);
-        } else {
-            let _ = writeln!(anstream::stderr().lock(), "{ERROR}error:{ERROR:#} {}", printable_lines(&failure.message));
+            match self.object(&object) {
+                Err(unwritten) if unwritten.kind != Kind::ClosedPipe => {}
+                _ => return,
+            }
         }
+        // Also where the object cannot be written.
+        let _ = writeln!(anstream::stderr().lock(), "{ERROR}error:{ERROR:#} {}", printable_lines(&failure.message));
     }
 }
 

@@ -189,3 +189,16 @@ fn a_closed_pipe_leaves_nothing_half_done() {
     let last = log.lines().rfind(|line| line.contains("\"out 0xb2, al\"")).unwrap();
     assert!(last.contains("\"rax\":\"0x10101010101010f0\""), "ACPI_ENABLE is not the last one: {last}");
 }
+
+#[test]
+fn a_full_disk_is_said_also_where_objects_were_to_be_printed() {
+    let dir = Dir::new();
+    for (line, code) in [("--on bus:pc in 0x71 --json", 1), ("--on bus:pc in 71 --json", 2), ("--help", 1)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = dir.command();
+        command.args(words(line)).stdout(full).stderr(Stdio::piped());
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}");
+        assert_eq!(output.stderr.starts_with(b"error: "), line != "--help", "{line}: {output:?}");
+    }
+}
