@@ -153,6 +153,18 @@ impl From<ioemul::BuildError> for Failure {
     }
 }
 
+/// The first failure of several results. A pipe that nobody reads is none, and hides none: it comes last.
+pub fn first_of(results: impl IntoIterator<Item = Result>) -> Result {
+    let mut pipe = Ok(());
+    for result in results {
+        match result {
+            Err(failure) if failure.kind == Kind::ClosedPipe => pipe = Err(failure),
+            result => result?,
+        }
+    }
+    pipe
+}
+
 /// An error and what is behind it.
 pub fn sentence(error: &dyn std::error::Error) -> String {
     match error.source() {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ioemul::trace::{PartialTrace, Trace, TraceHeader, TraceWriter};
@@ -32,6 +33,7 @@ pub fn for_recording(path: &Path) -> Result<File> {
             path.display()
         )));
     }
+    sync_name(path);
     let mut file = file;
     file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(failed)?;
     Ok(file)
@@ -49,6 +51,7 @@ pub fn for_log(path: &Path, header: &TraceHeader) -> Result<TraceWriter<File>> {
         created => created.map_err(|error| Failure::io(path.display(), &error))?,
     };
     lock(&file, path)?;
+    sync_name(path);
     TraceWriter::with_header(file, header).map_err(|error| Failure::io(path.display(), &error))
 }
 
@@ -92,8 +95,18 @@ fn lock(file: &File, path: &Path) -> Result {
     }
 }
 
-/// Whether two paths lead to one file.
+/// Brings the name of a new file to the disk: `fdatasync` of the file need not, and a log that nobody finds is none. Some file systems
+/// sync no directories.
+fn sync_name(path: &Path) {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
+}
+
+/// Whether two paths lead to one file, which may have several names.
 pub fn is_same(a: &Path, b: &Path) -> bool {
+    if let (Ok(a), Ok(b)) = (a.metadata(), b.metadata()) {
+        return (a.dev(), a.ino()) == (b.dev(), b.ino());
+    }
     // One that is not there yet is told by the directory that it is going to be in.
     let resolved = |path: &Path| match (path.canonicalize(), path.parent(), path.file_name()) {
         (Ok(path), ..) => Some(path),

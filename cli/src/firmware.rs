@@ -4,6 +4,7 @@ use ioemul::trace::TraceHeader;
 use ioemul::{Fadt, PortSet};
 
 use crate::failure::{Failure, Result};
+use crate::output::printable;
 use crate::pc;
 
 /// What ACPI says of SMIs.
@@ -20,7 +21,7 @@ impl Firmware {
     pub fn of(fadt: &Fadt, source: &str) -> Result<Self> {
         let port = fadt.smi_command().map_err(|error| Failure::refused("fadt", format!("{source}: {error}")))?;
         let reserved = fadt.reserved_codes().map(|(code, name)| (code, name.to_owned())).collect();
-        Ok(Self { port, source: source.to_owned(), reserved })
+        Ok(Self { port, source: printable(source), reserved })
     }
 
     pub fn of_bus() -> Self {
@@ -29,8 +30,8 @@ impl Firmware {
     }
 
     pub fn of_trace(header: &TraceHeader) -> Option<Self> {
-        let reserved = header.reserved_codes.clone();
-        Some(Self { port: header.smi_port?, source: header.port_source.clone(), reserved })
+        let reserved = header.reserved_codes.iter().map(|(code, name)| (*code, printable(name))).collect();
+        Some(Self { port: header.smi_port?, source: printable(&header.port_source), reserved })
     }
 
     /// The port that nearly every PC has, for a dry run by a user who may not read the FADT.
@@ -41,7 +42,19 @@ impl Firmware {
     /// The ports that are written for an SMI, as far as they are where PCs have them: other ports that a FADT names, which may be a file
     /// of another machine's, are judged like all others.
     pub fn own_ports(&self) -> PortSet {
-        PortSet::from(self.port..=self.port.saturating_add(1)) & PortSet::from(0xb2..=0xb3)
+        // A port beside these would have the other of its two writes, the data or nothing of the kind, raise the SMI.
+        if self.port == 0xb2 { PortSet::from(0xb2..=0xb3) } else { PortSet::none() }
+    }
+
+    /// Refuses a code that is ACPI's: `instead` says how it is sent all the same.
+    pub fn refuse_reserved(&self, code: u8, instead: &str) -> Result {
+        match self.name_of(code) {
+            None => Ok(()),
+            Some(name) => {
+                let message = format!("{code:#04x} is ACPI's code {name}: {instead} sends it all the same");
+                Err(Failure::refused("acpi", message).fact("code", format!("{code:#04x}")))
+            }
+        }
     }
 
     pub fn name_of(&self, code: u8) -> Option<&str> {

@@ -48,7 +48,10 @@ fn read(arguments: &[OsString]) -> Result<Cli, ExitCode> {
             let message = message.trim().trim_start_matches("error: ").to_owned();
             return end(Output { json, quiet: false }, Err(Failure::new(Kind::Usage, message)));
         }
-        let _ = error.print();
+        let is_lost = error.print().is_err_and(|lost| lost.kind() != std::io::ErrorKind::BrokenPipe);
+        if is_lost && !error.use_stderr() {
+            return ExitCode::from(Kind::Io.exit_status());
+        }
         ExitCode::from(if error.use_stderr() { Kind::Usage.exit_status() } else { 0 })
     })
 }

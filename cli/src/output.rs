@@ -51,7 +51,7 @@ impl Output {
     /// A remark, for whoever sits in front of it.
     pub fn remark(self, remark: impl fmt::Display) {
         if !self.quiet && !self.json {
-            let _ = writeln!(anstream::stderr().lock(), "{FAINT}{remark}{FAINT:#}");
+            let _ = writeln!(anstream::stderr().lock(), "{FAINT}{}{FAINT:#}", printable_lines(&remark.to_string()));
         }
     }
 
@@ -66,10 +66,13 @@ impl Output {
             object.insert("error".to_owned(), failure.kind.name().into());
             object.extend(failure.facts.clone());
             object.insert("message".to_owned(), failure.message.clone().into());
-            let _ = self.object(&object);
-        } else {
-            let _ = writeln!(anstream::stderr().lock(), "{ERROR}error:{ERROR:#} {}", failure.message);
+            match self.object(&object) {
+                Err(unwritten) if unwritten.kind != Kind::ClosedPipe => {}
+                _ => return,
+            }
         }
+        // Also where the object cannot be written.
+        let _ = writeln!(anstream::stderr().lock(), "{ERROR}error:{ERROR:#} {}", printable_lines(&failure.message));
     }
 }
 
@@ -105,8 +108,17 @@ pub fn flags(rflags: u64) -> String {
 
 /// A text of somebody else's, with control characters escaped: a terminal obeys some of them.
 pub fn printable(text: &str) -> String {
+    escaped(text, |letter| letter.is_control())
+}
+
+/// The same, of a text that may have several lines.
+pub fn printable_lines(text: &str) -> String {
+    escaped(text, |letter| letter.is_control() && !matches!(letter, '\n' | '\t'))
+}
+
+fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut printable, letter| {
-        match letter.is_control() {
+        match is_escaped(letter) {
             true => printable.extend(letter.escape_default()),
             false => printable.push(letter),
         }

@@ -85,7 +85,7 @@ impl Plan {
                 Direction::In => &mut ports.read,
                 Direction::Out => &mut ports.write,
             };
-            set.allow(access.port..=access.port + (u16::from(access.width.bytes()) - 1));
+            set.allow(access.port..=last_of(&access));
         }
         ports
     }
@@ -210,7 +210,12 @@ impl Plan {
 }
 
 fn ports_of(access: &PortAccess) -> impl Iterator<Item = u16> + use<> {
-    access.port..=access.port + (u16::from(access.width.bytes()) - 1)
+    access.port..=last_of(access)
+}
+
+/// The last port of an access; of one that would run past the last port of all, which no emulator makes, that one.
+fn last_of(access: &PortAccess) -> u16 {
+    access.port.saturating_add(u16::from(access.width.bytes()) - 1)
 }
 
 /// An instruction's bytes in 64-bit code, in hexadecimal.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use ioemul::{Gprs, PortSet, Width};
 
+use crate::output::printable;
+
 /// Where accesses go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum On {
@@ -13,6 +15,16 @@ pub enum On {
     Hardware,
     BusPc,
     Trace(PathBuf),
+}
+
+impl On {
+    /// The trace that is replayed.
+    pub fn trace(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Trace(file) => Some(file),
+            Self::Hardware | Self::BusPc => None,
+        }
+    }
 }
 
 impl FromStr for On {
@@ -33,7 +45,7 @@ impl fmt::Display for On {
         match self {
             Self::Hardware => f.write_str("hardware"),
             Self::BusPc => f.write_str("bus:pc"),
-            Self::Trace(file) => write!(f, "trace:{}", file.display()),
+            Self::Trace(file) => write!(f, "trace:{}", printable(&file.display().to_string())),
         }
     }
 }

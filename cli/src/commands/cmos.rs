@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::args::CmosWhat;
 use crate::commands::ports::{in_from, out_to, print_value};
 use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, first_of};
 use crate::machine::{Access, Machine};
 use crate::output::JSON_VERSION;
 use crate::plan::Plan;
@@ -59,8 +59,8 @@ fn read_one(context: &Context, byte: u8) -> Result {
     let plan = reading(&format!("read byte {byte:#04x} of CMOS memory"), [byte]);
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
     let access = read(&mut machine, byte)?;
-    print_value(context, &access)?;
-    machine.close()
+    let printed = print_value(context, &access);
+    first_of([printed, machine.close()])
 }
 
 fn write_one(context: &Context, byte: u8, value: u32) -> Result {
@@ -68,13 +68,14 @@ fn write_one(context: &Context, byte: u8, value: u32) -> Result {
     let title = format!("write {value:#04x} to byte {byte:#04x} of CMOS memory");
     let plan = Plan { own: (INDEX..=INDEX).into(), asks: true, ..Plan::new(title, vec![select(byte), data]) };
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
+    let mut printed = Ok(());
     for (insn, gprs) in [select(byte), data] {
         let access = machine.execute(insn, gprs)?;
-        if context.out.json {
-            context.out.object(&report::object(context, &access))?;
+        if context.out.json && printed.is_ok() {
+            printed = context.out.object(&report::object(context, &access));
         }
     }
-    machine.close()
+    first_of([printed, machine.close()])
 }
 
 fn dump(context: &Context) -> Result {

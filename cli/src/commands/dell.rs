@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::args::Dell;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::firmware::Firmware;
 use crate::machine::{Access, Machine};
 use crate::output::JSON_VERSION;
@@ -36,8 +36,20 @@ pub fn run(context: &Context, command: &Dell) -> Result {
         Dell::Call { ax, registers } => {
             let mut registers = Registers::parse(registers, Gprs::default()).map_err(Failure::usage)?;
             registers.put("ax", (*ax).into(), "AX holds the function").map_err(Failure::usage)?;
+            keep_off_acpi(context, *ax as u8)?;
             call(context, *ax, registers.gprs)
         }
+    }
+}
+
+/// AL of a function is what the SMI port gets: it may be none of ACPI's codes. Dell's own are nearly all 0xa3; for others it has to be
+/// known which are ACPI's.
+fn keep_off_acpi(context: &Context, code: u8) -> Result {
+    const USUAL: u8 = 0xa3;
+    match context.firmware() {
+        Ok(firmware) => firmware.refuse_reserved(code, "`smi send --also-acpi`"),
+        Err(failure) if context.is_hardware() && code != USUAL => Err(failure),
+        Err(_) => Ok(()),
     }
 }
 
@@ -98,18 +110,17 @@ fn call(context: &Context, ax: u16, gprs: Gprs) -> Result {
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
     sign(&mut machine)?;
     let access = machine.execute(insn, gprs)?;
-    match context.out.json {
-        true => context.out.object(&report::object(context, &access))?,
-        false => report::registers(context, &plan.title, &access)?,
-    }
-    machine.close()?;
-    match failure(&access) {
-        None => Ok(()),
-        Some(why) => {
-            Err(Failure::new(Kind::Device, format!("the firmware reports a failure of {ax:#06x}: {why}"))
-                .fact("why", why))
-        }
-    }
+    let printed = match context.out.json {
+        true => context.out.object(&report::object(context, &access)),
+        false => report::registers(context, &plan.title, &access),
+    };
+    let answer =
+        match failure(&access) {
+            None => Ok(()),
+            Some(why) => Err(Failure::new(Kind::Device, format!("the firmware reports a failure of {ax:#06x}: {why}"))
+                .fact("why", why)),
+        };
+    first_of([printed, machine.close(), answer])
 }
 
 fn info(context: &Context) -> Result {

@@ -10,7 +10,8 @@ use ioemul::{AddressSize, Direction, IoInsn, PortOperand};
 
 use crate::args::Exec;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
+use crate::files::is_same;
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::report;
@@ -32,34 +33,54 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
         (Some(file), true) => Some((file, memory(insn, &gprs, file)?)),
         (None, false) => None,
     };
+    if insn.port(&gprs).checked_add(u16::from(insn.width.bytes()) - 1).is_none() {
+        let message = format!(
+            "`{insn}`: {} bytes from {:#x} run past the last port, 0xffff",
+            insn.width.bytes(),
+            insn.port(&gprs)
+        );
+        return Err(Failure::usage(message));
+    }
+    let traces = context.globals.record.iter().chain(context.globals.on.trace());
+    if let (Direction::In, Some(data)) = (insn.direction, &arguments.data) {
+        if let Some(trace) = traces.into_iter().find(|trace| is_same(trace, data)) {
+            return Err(Failure::usage(format!(
+                "--data {}: that is the trace {}, which the data would go over",
+                data.display(),
+                trace.display()
+            )));
+        }
+    }
     let title = format!("`{insn}`, port {:#x}", insn.port(&gprs));
     let asks = insn.direction == Direction::Out;
     // VMware answers there without privilege.
     let tries = VMWARE.contains(&insn.port(&gprs));
     let plan = Plan { asks, tries, ..Plan::new(title, vec![(insn, gprs)]) };
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
+    let mut saved = Ok(());
     let access = match data {
         None => machine.execute(insn, gprs)?,
         Some((file, memory)) => {
             // Before the access: what it reads may be there only once.
             if insn.direction == Direction::In && file.as_os_str() != "-" {
-                fs::File::create(file).map_err(|error| Failure::io(file.display(), &error))?;
+                // What is there is replaced by what is read, and not by an access that fails.
+                let opened = fs::File::options().write(true).create(true).truncate(false).open(file);
+                opened.map_err(|error| Failure::io(file.display(), &error))?;
             }
             let access = machine.execute_string(insn, gprs, memory)?;
             if insn.direction == Direction::In {
-                save(context, file, &access.data)?;
+                saved = save(context, file, &access.data);
             }
             access
         }
     };
     let is_taken = insn.direction == Direction::In && arguments.data.as_deref() == Some(Path::new("-"));
-    match context.out.json {
-        true => context.out.object(&report::object(context, &access))?,
-        false if is_taken => {} // standard output has the data, and nothing else
-        false => report::registers(context, &plan.title, &access)?,
-    }
-    machine.close()?;
-    report::expect(&expectations, &access.after)
+    let printed = match context.out.json {
+        true => context.out.object(&report::object(context, &access)),
+        false if is_taken => Ok(()), // standard output has the data, and nothing else
+        false => report::registers(context, &plan.title, &access),
+    };
+    first_of([saved, printed, machine.close(), report::expect(&expectations, &access.after)])
 }
 
 /// The instruction, and the words behind it.

@@ -3,7 +3,7 @@
 use ioemul::{Gprs, IoInsn, Width};
 
 use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, first_of};
 use crate::machine::{Access, Machine};
 use crate::plan::Plan;
 use crate::report;
@@ -30,11 +30,9 @@ pub fn input(context: &Context, port: PortWidth, count: u32) -> Result {
     let step = in_from(port.port, port.width);
     let plan = Plan::new(format!("read {} from port {:#x}", bytes(port.width), port.port), vec![step]);
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
-    for _ in 0..count {
-        let access = machine.execute(step.0, step.1)?;
-        print_value(context, &access)?;
-    }
-    machine.close()
+    let printed =
+        (0..count).try_for_each(|_| machine.execute(step.0, step.1).and_then(|access| print_value(context, &access)));
+    first_of([printed, machine.close()])
 }
 
 pub fn output(context: &Context, port: PortWidth, value: Number) -> Result {
@@ -44,10 +42,8 @@ pub fn output(context: &Context, port: PortWidth, value: Number) -> Result {
     let plan = Plan { asks: true, ..Plan::new(title, vec![step]) };
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
     let access = machine.execute(step.0, step.1)?;
-    if context.out.json {
-        context.out.object(&report::object(context, &access))?;
-    }
-    machine.close()
+    let printed = if context.out.json { context.out.object(&report::object(context, &access)) } else { Ok(()) };
+    first_of([printed, machine.close()])
 }
 
 pub fn index(context: &Context, ports: IndexData, register: Number, value: Option<Number>) -> Result {
@@ -61,15 +57,17 @@ pub fn index(context: &Context, ports: IndexData, register: Number, value: Optio
     let title = format!("{title} behind ports {:#x} and {:#x}", ports.index, ports.data);
     let plan = Plan { asks: true, ..Plan::new(title, vec![select, data]) };
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
+    // One without the other would be neither: a result that nobody reads does not come between them.
+    let mut printed = Ok(());
     for (insn, gprs) in [select, data] {
         let access = machine.execute(insn, gprs)?;
-        match insn.direction {
-            ioemul::Direction::In => print_value(context, &access)?,
-            ioemul::Direction::Out if context.out.json => context.out.object(&report::object(context, &access))?,
-            ioemul::Direction::Out => {}
-        }
+        printed = printed.and_then(|()| match insn.direction {
+            ioemul::Direction::In => print_value(context, &access),
+            ioemul::Direction::Out if context.out.json => context.out.object(&report::object(context, &access)),
+            ioemul::Direction::Out => Ok(()),
+        });
     }
-    machine.close()
+    first_of([printed, machine.close()])
 }
 
 /// What an IN read: as many digits as it has, or, where only the value is wanted, as Debian's `inb` prints it.

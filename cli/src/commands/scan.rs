@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::args::Scan;
 use crate::commands::smi::Sequence;
 use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, first_of};
 use crate::files::{self, Earlier, is_same};
 use crate::firmware::Firmware;
 use crate::machine::{Access, Log, Machine};
@@ -78,17 +78,21 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
     if let Some(last) = done.checked_sub(1).and_then(|last| course.sequences.get(last)) {
         context.out.remark(format_args!("continues after code {:#04x}, data {:#04x}", last.code, last.data));
     }
-    if !context.out.json && !context.out.quiet {
-        context.out.line(format_args!("{}, on {}", plan.title, context.globals.on))?;
-        context.out.line("code data       time  SMIs  CF     changed")?;
-    }
+    // What cannot be printed ends no scan: ACPI_ENABLE may be still to come, and the log has it all.
+    let mut printed = match context.out.json || context.out.quiet {
+        true => Ok(()),
+        false => context
+            .out
+            .line(format_args!("{}, on {}", plan.title, context.globals.on))
+            .and_then(|()| context.out.line("code data       time  SMIs  CF     changed")),
+    };
     for smi in rest {
         let (status, command) = smi.raise(&mut machine)?;
         tally.add(smi.code, &command.before, &command.after);
-        print(context, smi, &status, &command, &firmware)?;
+        printed = printed.and_then(|()| print(context, smi, &status, &command, &firmware));
     }
-    machine.close()?;
-    course.summary(context, arguments, &tally)
+    let closed = machine.close();
+    first_of([printed.and_then(|()| course.summary(context, arguments, &tally)), closed])
 }
 
 /// Ends a log that has all of the scan, if nothing did so before.
@@ -226,7 +230,7 @@ impl Course {
         if !tally.lost.is_empty() {
             out.line(format_args!("did not return: {}", hex(&tally.lost).join(", ")))?;
         }
-        out.line(format_args!("log: {}", arguments.log.display()))
+        out.line(format_args!("log: {}", output::printable(&arguments.log.display().to_string())))
     }
 }
 

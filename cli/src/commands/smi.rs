@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::args::Smi;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::firmware::Firmware;
 use crate::machine::{Access, Counter, Machine};
 use crate::output::JSON_VERSION;
@@ -21,9 +21,8 @@ pub fn run(context: &Context, command: &Smi) -> Result {
             let expectations = Expectation::parse_all(&expect.expect).map_err(Failure::usage)?;
             let registers = Registers::parse(registers, Gprs::default()).map_err(Failure::usage)?;
             let firmware = context.firmware()?;
-            if let (Some(name), false) = (firmware.name_of(code.0), *also_acpi) {
-                let message = format!("{:#04x} is ACPI's code {name}: --also-acpi sends it all the same", code.0);
-                return Err(Failure::refused("acpi", message).fact("code", format!("{:#04x}", code.0)));
+            if !*also_acpi {
+                firmware.refuse_reserved(code.0, "--also-acpi")?;
             }
             let smi = Sequence::new(&firmware, code.0, data, registers, *settle).map_err(Failure::usage)?;
             send(context, firmware, smi, &expectations)
@@ -56,6 +55,12 @@ impl Sequence {
         registers.put("al", code.into(), "AL holds the code")?;
         if matches!(settle, Some(Settle::Carry)) {
             registers.put("cf", 1, "`--settle carry` sets CF on the way in")?;
+        }
+        if matches!(settle, Some(Settle::Port(port)) if u16::from(port) == firmware.port) {
+            return Err(format!(
+                "--settle {:#x}: that is the SMI command port: whatever the firmware leaves in AL would be sent as another code",
+                firmware.port
+            ));
         }
         let narrow = u8::try_from(firmware.port).ok().filter(|port| *port < 0xff);
         let by_dx = narrow.is_none() || matches!(settle, Some(Settle::ReadBack));
@@ -154,10 +159,10 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
         title += &format!(", CPU {}", context.globals.cpu.unwrap_or(0));
     }
     let (status, command) = smi.raise(&mut machine)?;
-    if context.out.json {
-        context.out.object(&smi.object(context, &status, &command, &firmware))?;
+    let printed = if context.out.json {
+        context.out.object(&smi.object(context, &status, &command, &firmware))
     } else {
-        report::registers(context, &title, &command)?;
+        let printed = report::registers(context, &title, &command);
         if let (Some((is_smi, "time")), Some(took), Some(yardstick)) =
             (happened(&status, &command), command.duration, status.duration)
         {
@@ -167,9 +172,9 @@ fn send(context: &Context, firmware: Firmware, smi: Sequence, expectations: &[Ex
                 .out
                 .remark(format_args!("{verdict}: {took}, and {yardstick} for the status port ({})", why(&machine)));
         }
-    }
-    machine.close()?;
-    report::expect(expectations, &command.after)
+        printed
+    };
+    first_of([printed, machine.close(), report::expect(expectations, &command.after)])
 }
 
 /// Why nobody counts.

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::args::{self, Cli};
 use crate::commands;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::files::partial;
 use crate::output::{self, CHANGED, FAINT, JSON_VERSION};
 use crate::values::On;
@@ -215,7 +215,7 @@ fn diff(context: &Context, a: &Path, b: &Path) -> Result {
         let (insn, before, after) = (record.insn, record.before, record.after);
         (insn, before, after, record.data.clone(), record.error.clone())
     };
-    let mut differences = 0;
+    let (mut differences, mut printed) = (0, Ok(()));
     for number in 0..one.records().len().max(other.records().len()) {
         let (left, right) = (one.records().get(number), other.records().get(number));
         if left.map(what) == right.map(what) {
@@ -224,9 +224,8 @@ fn diff(context: &Context, a: &Path, b: &Path) -> Result {
         differences += 1;
         if context.out.json {
             let side = |record: Option<&Record>| record.map(|record| Value::from(object(number + 1, record)));
-            context
-                .out
-                .object(&json!({ "v": JSON_VERSION, "record": number + 1, "a": side(left), "b": side(right) }))?;
+            let both = json!({ "v": JSON_VERSION, "record": number + 1, "a": side(left), "b": side(right) });
+            printed = printed.and_then(|()| context.out.object(&both));
             continue;
         }
         for (sign, header, record) in [('-', one.header(), left), ('+', other.header(), right)] {
@@ -234,14 +233,16 @@ fn diff(context: &Context, a: &Path, b: &Path) -> Result {
             let access = access(number + 1, record.insn, record.port());
             let before = output::assignments(&record.before);
             let text = outcome(header, &Record { duration: None, ..record.clone() });
-            context.out.line(format_args!("{sign} {access}  before: {before}{text}"))?;
+            let line = format_args!("{sign} {access}  before: {before}{text}");
+            printed = printed.and_then(|()| context.out.line(line));
         }
     }
-    match differences {
+    let verdict = match differences {
         0 => Ok(()),
         1 => Err(Failure::new(Kind::Expectation, "one record differs")),
         more => Err(Failure::new(Kind::Expectation, format!("{more} records differ"))),
-    }
+    };
+    first_of([printed, verdict])
 }
 
 /// Whether a command is one that the records of a trace can be held against.
@@ -278,8 +279,9 @@ fn replay(context: &Context, file: &Path, lenient: bool, command: Vec<String>) -
             result => result,
         };
     };
-    result?;
-    progress.finish().map_err(|error| Failure::new(Kind::Replay, format!("{}: {error}", file.display())))?;
+    let finished = progress.finish();
+    let finished = finished.map_err(|error| Failure::new(Kind::Replay, format!("{}: {error}", file.display())));
+    first_of([result, finished])?;
     context.out.remark(format_args!("all {} records replayed", progress.replayed()));
     Ok(())
 }

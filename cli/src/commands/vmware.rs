@@ -1,5 +1,7 @@
 //! `vmware`: the backdoor, and GuestRPC through it.
 
+use std::io::{self, IsTerminal};
+
 use ioemul::devices::VmwareBackdoor;
 use ioemul::guest_rpc::GuestRpc;
 use ioemul::{Direction, Gprs, IoInsn, PortAccess, Width};
@@ -7,9 +9,9 @@ use serde_json::json;
 
 use crate::args::Vmware;
 use crate::context::Context;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Kind, Result, first_of};
 use crate::machine::{Access, Machine};
-use crate::output::JSON_VERSION;
+use crate::output::{JSON_VERSION, printable_lines};
 use crate::plan::Plan;
 use crate::report;
 use crate::values::Registers;
@@ -118,6 +120,9 @@ fn print(context: &Context, request: &str, reply: &[u8]) -> Result {
         let (on, reply) = (context.globals.on.to_string(), String::from_utf8_lossy(reply));
         return context.out.object(&json!({ "v": JSON_VERSION, "on": on, "request": request, "reply": reply }));
     }
+    if io::stdout().is_terminal() {
+        return context.out.line(printable_lines(&String::from_utf8_lossy(reply)));
+    }
     let mut line = reply.to_vec();
     line.push(b'\n');
     context.out.bytes(&line)
@@ -128,11 +133,11 @@ fn call(context: &Context, number: u16, gprs: Gprs) -> Result {
     let Some(mut machine) = Machine::open(context, &plan)? else { return Ok(()) };
     greet(&mut machine)?;
     let access = machine.execute(IN, gprs)?;
-    match context.out.json {
-        true => context.out.object(&report::object(context, &access))?,
-        false => report::registers(context, &plan.title, &access)?,
-    }
-    machine.close()
+    let printed = match context.out.json {
+        true => context.out.object(&report::object(context, &access)),
+        false => report::registers(context, &plan.title, &access),
+    };
+    first_of([printed, machine.close()])
 }
 
 fn info(context: &Context) -> Result {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::Dir;
+use crate::common::{Dir, NO_CPU, write_fadt};
 
 /// A recording in which both signature calls are answered by these registers, and no other call is there.
 fn unsigned(after: &str) -> String {
@@ -96,4 +96,17 @@ fn the_second_signature_is_enough() {
         "{\"insn\":\"out 0xb2, al\",\"before\":{\"rax\":\"0x10a3\"},\"after\":{\"rax\":\"0x21\"}}\n{\"records\":3}";
     dir.write("t", text.replace("{\"records\":2}", call));
     assert_eq!(dir.run("--on trace:t dell call 0x10a3 --json").ok().object()["after"]["rax"], "0x21");
+}
+
+#[test]
+fn a_function_that_is_an_acpi_code_is_refused() {
+    let dir = Dir::new();
+    for function in ["0x00f0", "0x00f1", "0xa3f1"] {
+        let error = dir.bus(&format!("dell call {function} --json")).exits(3).error("refused");
+        assert_eq!(error["interlock"], "acpi");
+    }
+    write_fadt(&dir, 0xb2);
+    dir.run(&format!("{NO_CPU}--yes --fadt fadt dell call 0x00f1")).exits(3).complains("ACPI_DISABLE");
+    // Where nobody knows which codes are ACPI's, only the usual one goes on.
+    dir.run(&format!("{NO_CPU}--yes --fadt none dell call 0x0025")).exits(1).complains("none");
 }

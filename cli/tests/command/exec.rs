@@ -106,3 +106,34 @@ fn an_expectation_holds_or_is_exit_status_5() {
     assert_eq!(unmet.as_array().unwrap().len(), 2, "{unmet}");
     assert_eq!(run.objects()[0]["insn"], "in eax, dx");
 }
+
+#[test]
+fn an_access_past_the_last_port_is_refused_on_every_backend() {
+    let dir = Dir::new();
+    dir.write("data", [0; 4]);
+    for access in [
+        "exec 'in eax, dx' rdx=0xffff",
+        "exec 'out dx, eax' rdx=0xfffd",
+        "exec 'in ax, dx' rdx=0xffff",
+        "exec outsd rdx=0xffff --data data",
+    ] {
+        for place in ["--on bus:pc", "-n", "--yes"] {
+            dir.run(&format!("{place} {access}")).exits(2).complains("past the last port");
+        }
+    }
+    dir.bus("exec 'in eax, dx' rdx=0xfffc").ok();
+}
+
+#[test]
+fn data_goes_over_no_trace_and_over_no_file_if_nothing_was_read() {
+    let dir = Dir::new();
+    dir.bus("--record t in 0x81").ok();
+    let trace = dir.read("t");
+    dir.run("--on trace:t exec insb rdx=0x80 --data t").exits(2).complains("that is the trace");
+    dir.bus("--record t exec insb rdx=0x80 --data ./t").exits(2).complains("that is the trace");
+    dir.bus("--record new exec insb rdx=0x80 --data ./new").exits(2).complains("that is the trace");
+    assert_eq!(dir.read("t"), trace);
+    dir.write("data", "precious");
+    dir.run("--on trace:t exec insb rdx=0x80 --data data").exits(5);
+    assert_eq!(dir.read("data"), "precious");
+}

@@ -248,3 +248,11 @@ fn nothing_is_recorded_of_what_is_refused() {
     }
     assert_eq!(dir.files(), ["fadt"]);
 }
+
+#[test]
+fn a_fadt_does_not_make_the_smi_port_its_status_port() {
+    let dir = Dir::new();
+    write_fadt(&dir, 0xb1);
+    // The data, which nobody has held against ACPI's codes, would be written to 0xb2.
+    dir.run(&format!("{NO_CPU}--yes --fadt fadt smi send 0x10 --data 0xf1")).exits(3).complains("--allow-hazard 0xb2");
+}

@@ -134,3 +134,49 @@ fn quiet_says_nothing_but_results_and_errors() {
     let run = dir.bus("-q smi send 0x42 rcx=3").ok();
     assert!(run.says().starts_with("rax=0x42 rbx=0x3 rcx=0x3 ") && run.says().ends_with(" rflags=0x0"), "{run:#?}");
 }
+
+#[test]
+fn no_foreign_text_commands_the_terminal() {
+    let dir = Dir::new();
+    let evil = "\\u001b]0;x\\u0007";
+    let header = |port: &str| {
+        format!(
+            "{{\"ioemul-trace\":2,\"on\":\"{evil}\",\"machine\":\"{evil}\",{port}\"reserved_codes\":[[\"0xf0\",\"{evil}\"]]}}\n"
+        )
+    };
+    dir.write("t", header(&format!("\"smi_port\":\"0xb2\",\"port_source\":\"{evil}\",")) + "{\"records\":0}\n");
+    let refused = format!("{{\"insn\":\"in al, 0x71\",\"before\":{{}},\"refused\":\"{evil}\"}}\n{{\"records\":1}}\n");
+    dir.write("\x1bt", header("") + &refused);
+    for line in [
+        "--on trace:t smi info",
+        "--on trace:t smi send 0xf0",
+        "--on trace:t smi send 0x5a",
+        "--on trace:t -n smi send 0x5a",
+        "--on trace:t -n smi scan --log l",
+        "--on trace:t smi scan --resume --log t",
+        "trace show t",
+        "trace show \x1bt",
+        "trace diff t \x1bt",
+        "trace replay \x1bt -- in 0x71",
+        "trace show \x1bnothing",
+        "--on bus:pc smi scan --codes 0x1 --log \x1bl",
+        "--on trace:\x1bt -n in 0x71",
+        "exec 'in al, \x1b'",
+        "decode \x1b",
+    ] {
+        let (_, shown) = on_terminal(dir.command().args(words(line)), 80, "n\n");
+        let unstyled = without_styles(&shown);
+        assert!(!unstyled.contains([ESCAPE, '\x07']), "{line}: {shown:?}");
+    }
+}
+
+/// A text without what sets colours and weights: `ESC [ digits m`.
+fn without_styles(shown: &str) -> String {
+    let mut parts = shown.split("\x1b[");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == ';');
+        text += &rest.strip_prefix('m').map_or_else(|| format!("\x1b[{rest}"), str::to_owned);
+    }
+    text
+}

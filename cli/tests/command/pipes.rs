@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::process::Stdio;
 
+use ioemul::trace::Trace;
+
 use crate::common::{Dir, words};
 
 /// Runs a command whose standard output is a pipe that nobody reads any more. Returns the exit status and what it said to that.
@@ -146,4 +148,57 @@ fn standard_streams_that_are_closed_are_no_trouble() {
     command.current_dir(dir.path("")).args(["-c", script, env!("CARGO_BIN_EXE_ioemul")]);
     assert_eq!(command.status().unwrap().code(), Some(0));
     dir.run("trace replay t -- in 0x71").ok();
+}
+
+#[test]
+fn a_closed_pipe_hides_no_failure() {
+    let dir = Dir::new();
+    dir.bus("--record a in 0x80 -n 2").ok();
+    dir.bus("--record b smi send 0x42").ok();
+    for (line, code) in [
+        ("exec 'in al, dx' rdx=0x80 --expect al=9", 5),
+        ("smi send 0x42 --expect rbx=9", 5),
+        ("smi send 0x42 --expect rbx=9 --json", 5),
+        ("trace diff a b", 5),
+        ("trace diff a b --json", 5),
+        ("trace replay a -- in 0x80 -n 2", 5), // the second access was not made
+        ("trace replay a -- in 0x80", 5),
+        ("dell call 0x12a3", 1),
+    ] {
+        let (found, complaint) = unread(&dir, &format!("--on bus:pc {line}"));
+        assert_eq!(found, Some(code), "{line}: {complaint}");
+    }
+}
+
+/// How many accesses a recording has.
+fn accesses(dir: &Dir, name: &str) -> usize {
+    Trace::read(dir.read(name).as_bytes()).unwrap().records().len()
+}
+
+#[test]
+fn a_closed_pipe_leaves_nothing_half_done() {
+    let dir = Dir::new();
+    for (line, all) in
+        [("ix 0x70:0x71 0x10 5 --json", 2), ("cmos 0x10 5 --json", 2), ("smi scan --also-acpi --log l", 513)]
+    {
+        let (code, complaint) = unread(&dir, &format!("--on bus:pc --record t {line}"));
+        assert_eq!(code, Some(0), "{line}: {complaint}");
+        assert_eq!(accesses(&dir, "t"), all, "{line}");
+    }
+    let log = dir.read("l");
+    let last = log.lines().rfind(|line| line.contains("\"out 0xb2, al\"")).unwrap();
+    assert!(last.contains("\"rax\":\"0x10101010101010f0\""), "ACPI_ENABLE is not the last one: {last}");
+}
+
+#[test]
+fn a_full_disk_is_said_also_where_objects_were_to_be_printed() {
+    let dir = Dir::new();
+    for (line, code) in [("--on bus:pc in 0x71 --json", 1), ("--on bus:pc in 71 --json", 2), ("--help", 1)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = dir.command();
+        command.args(words(line)).stdout(full).stderr(Stdio::piped());
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}");
+        assert_eq!(output.stderr.starts_with(b"error: "), line != "--help", "{line}: {output:?}");
+    }
 }

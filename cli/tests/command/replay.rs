@@ -224,3 +224,16 @@ fn files_that_cannot_be_replayed_are_errors() {
     }
     assert_eq!(words("a 'b c' d''"), ["a", "b c", "d"]);
 }
+
+#[test]
+fn a_trace_is_not_recorded_over_by_another_of_its_names() {
+    let dir = Dir::new();
+    dir.bus("--record t in 0x80").ok();
+    let before = dir.read("t");
+    std::fs::hard_link(dir.path("t"), dir.path("u")).unwrap();
+    std::os::unix::fs::symlink("t", dir.path("v")).unwrap();
+    for name in ["u", "v", "./t"] {
+        dir.run(&format!("--on trace:t --record {name} in 0x80")).exits(2).complains("trace to be replayed");
+    }
+    assert_eq!(dir.read("t"), before);
+}

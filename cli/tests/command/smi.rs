@@ -186,3 +186,10 @@ fn a_quiet_scan_prints_nothing() {
     let run = Dir::new().bus("-q smi scan --log l --codes 0x42").ok();
     assert_eq!(run.stderr, "");
 }
+
+#[test]
+fn the_command_port_is_none_to_settle_at() {
+    let dir = Dir::new();
+    dir.bus("smi send 0x5a --settle 0xb2").exits(2).complains("another code");
+    dir.bus("smi send 0x5a --settle 0xb3").ok();
+}
