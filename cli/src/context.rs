@@ -96,7 +96,7 @@ impl Context {
                 // What would be done is no harm to anybody.
                 Err(failure) if self.globals.dry_run => {
                     self.out.remark(format_args!("the SMI command port is taken to be 0xb2: {}", failure.message));
-                    Ok(Firmware::usual())
+                    Ok(Firmware::usual(failure.message))
                 }
                 found => found,
             },

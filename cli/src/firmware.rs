@@ -15,13 +15,15 @@ pub struct Firmware {
     pub source: String,
     /// Codes that are not for a scan, and their names.
     pub reserved: Vec<(u8, String)>,
+    /// Why nothing can be sent, where the port is a guess for a dry run.
+    pub refusal: Option<String>,
 }
 
 impl Firmware {
     pub fn of(fadt: &Fadt, source: &str) -> Result<Self> {
         let port = fadt.smi_command().map_err(|error| Failure::refused("fadt", format!("{source}: {error}")))?;
         let reserved = fadt.reserved_codes().map(|(code, name)| (code, name.to_owned())).collect();
-        Ok(Self { port, source: printable(source), reserved })
+        Ok(Self { port, source: printable(source), reserved, refusal: None })
     }
 
     pub fn of_bus() -> Self {
@@ -31,12 +33,12 @@ impl Firmware {
 
     pub fn of_trace(header: &TraceHeader) -> Option<Self> {
         let reserved = header.reserved_codes.iter().map(|(code, name)| (*code, printable(name))).collect();
-        Some(Self { port: header.smi_port?, source: printable(&header.port_source), reserved })
+        Some(Self { port: header.smi_port?, source: printable(&header.port_source), reserved, refusal: None })
     }
 
-    /// The port that nearly every PC has, for a dry run by a user who may not read the FADT.
-    pub fn usual() -> Self {
-        Self { port: 0xb2, source: "the usual one".to_owned(), reserved: Vec::new() }
+    /// The port that nearly every PC has, for a dry run where the FADT cannot be had.
+    pub fn usual(refusal: String) -> Self {
+        Self { port: 0xb2, source: "the usual one".to_owned(), reserved: Vec::new(), refusal: Some(refusal) }
     }
 
     /// The ports that are written for an SMI, as far as they are where PCs have them: other ports that a FADT names, which may be a file

@@ -93,9 +93,7 @@ impl Plan {
     /// Refuses what is dangerous on the hardware, unless the user has said that it is meant.
     pub fn interlocks(&self, context: &Context) -> Result {
         let accesses = self.accesses(context);
-        for access in &accesses {
-            self.hazards(context, access)?;
-        }
+        accesses.iter().try_for_each(|access| self.hazards(context, access))?;
         if let Ok(owners) = IoPortOwners::read() {
             accesses.iter().try_for_each(|access| self.busy(context, &owners, access))?;
         }
@@ -113,16 +111,17 @@ impl Plan {
     }
 
     fn hazards(&self, context: &Context, access: &PortAccess) -> Result {
-        for port in ports_of(access) {
-            let Some(hazard) = Hazard::at(port, Width::Byte) else { continue };
+        let hazard_at = |port: u16| {
+            let hazard = Hazard::at(port, Width::Byte)?;
             let acts = access.direction == Direction::Out || hazard.reading_acts;
             let is_permitted = |set: &PortSet| set.permits(port, Width::Byte);
-            if acts && !is_permitted(&self.own) && !is_permitted(&context.allow_hazard) {
-                let message = format!("{access} is refused: {hazard} (--allow-hazard {port:#x} permits it)");
-                return Err(Failure::refused("hazard", message).fact("port", format!("{port:#x}")));
-            }
-        }
-        Ok(())
+            (acts && !is_permitted(&self.own) && !is_permitted(&context.allow_hazard)).then_some((port, hazard))
+        };
+        let refused: Vec<_> = ports_of(access).filter_map(hazard_at).collect();
+        let Some((first, hazard)) = refused.first() else { return Ok(()) };
+        let all: PortSet = refused.iter().map(|(port, _)| *port..=*port).collect();
+        let message = format!("{access} is refused: {hazard} (--allow-hazard {all} permits it)");
+        Err(Failure::refused("hazard", message).fact("port", format!("{first:#x}")))
     }
 
     /// Refuses to write where a driver does.
@@ -204,8 +203,9 @@ impl Plan {
     }
 
     fn refusal(&self, context: &Context) -> Option<String> {
-        let refused = context.is_hardware().then(|| self.interlocks(context).err());
-        refused.flatten().map(|failure| failure.message)
+        let own = self.firmware.as_ref().and_then(|firmware| firmware.refusal.clone());
+        let by_interlock = || context.is_hardware().then(|| self.interlocks(context).err()).flatten();
+        own.or_else(|| by_interlock().map(|failure| failure.message))
     }
 }
 

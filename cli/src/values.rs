@@ -1,10 +1,11 @@
 //! Values on the command line: ports, codes, numbers, registers, expectations.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use ioemul::{Gprs, PortSet, Width};
+use ioemul::{Gprs, Width};
 
 use crate::output::printable;
 
@@ -164,12 +165,28 @@ pub fn word(text: &str) -> Result<u16, String> {
 
 /// Bytes as a set: `0x00-0x7f,0xa0`.
 pub fn byte_set(text: &str) -> Result<Vec<u8>, String> {
-    let set: PortSet = text.parse().map_err(|error: ioemul::ParsePortSetError| {
-        format!("{text}: a set of bytes is written as 0x00-0x7f,0xa0: {error}")
-    })?;
-    let bytes = set.ranges().flatten().map(u8::try_from).collect::<Result<Vec<_>, _>>();
-    let bytes = bytes.map_err(|_| format!("{text}: a code is one byte, 0x00 to 0xff"))?;
-    if bytes.is_empty() { Err(format!("{text}: the set is empty")) } else { Ok(bytes) }
+    match text.trim() {
+        "" | "none" => return Err("the set is empty".to_owned()),
+        "all" => return Ok((0..=0xff).collect()),
+        _ => {}
+    }
+    let mut bytes = BTreeSet::new();
+    for item in text.split(',').map(str::trim) {
+        if item.is_empty() {
+            return Err(format!("{text}: a byte is missing before or behind a comma"));
+        }
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let byte = |text: &str| {
+            let number = hexadecimal(text).map_err(|why| format!("{item}: {why}"))?;
+            u8::try_from(number).map_err(|_| format!("{item}: there is room for one byte, 0x00 to 0xff"))
+        };
+        let (first, last) = (byte(first)?, byte(last)?);
+        if first > last {
+            return Err(format!("{item}: the range ends before it starts"));
+        }
+        bytes.extend(first..=last);
+    }
+    Ok(bytes.into_iter().collect())
 }
 
 /// What follows the write of an SMI code.
@@ -277,6 +294,10 @@ fn set_register(gprs: &mut Gprs, name: &str, value: u64) -> Result<(), String> {
             }
             _ => Err(format!("{name}: a flag is 0 or 1")),
         },
+        None if name == "rflags" && value & !Gprs::STATUS_FLAGS != 0 => Err(format!(
+            "rflags: of {value:#x} only the status flags can be given ({:#x}: CF, PF, AF, ZF, SF and OF): no other bit reaches the CPU",
+            value & Gprs::STATUS_FLAGS
+        )),
         None => gprs.set(name, value).map_err(|error| error.to_string()),
     }
 }
@@ -343,10 +364,8 @@ impl Registers {
         let is_other = self.given.iter().zip(bits).any(|(given, bits)| given & bits != 0)
             && register(&self.gprs, name) != Some(value);
         if is_other {
-            return Err(format!(
-                "{name}={:#x}: {why}, {value:#x} here",
-                register(&self.gprs, name).unwrap_or_default()
-            ));
+            let given = register(&self.gprs, name).unwrap_or_default();
+            return Err(format!("the registers given have {given:#x} in {name}: {why}, {value:#x} here"));
         }
         set_register(&mut self.gprs, name, value)
     }

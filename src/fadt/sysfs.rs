@@ -47,9 +47,15 @@ impl Fadt {
 pub enum FadtReadError {
     /// The file is not there.
     #[error(
-        "there is no {}: the machine has no ACPI, or this system does not show its tables (as in a container). Give a \
-         file with the table, or the port and the codes",
-        path.display()
+        "there is no {}{}",
+        path.display(),
+        match path.to_str() {
+            Some(Fadt::PATH) => {
+                ": the machine has no ACPI, or this system does not show its tables (as in a container). Give a file with \
+                 the table"
+            }
+            _ => "",
+        }
     )]
     NotFound {
         /// The file.
@@ -64,7 +70,7 @@ pub enum FadtReadError {
         source: io::Error,
     },
     /// It is there, and is no FADT.
-    #[error("{} has no FADT in it (give another file, or the port and the codes)", path.display())]
+    #[error("{} has no FADT in it (give another file)", path.display())]
     NotAFadt {
         /// The file.
         path: PathBuf,

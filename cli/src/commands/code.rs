@@ -39,6 +39,9 @@ pub fn decode(context: &Context, text: &str, size: CodeSize) -> Result {
     let plural = if width == 1 { "" } else { "s" };
     context.out.line(format_args!("{insn}"))?;
     context.out.remark(format_args!("{what} of {width} byte{plural}, the port in {port}, {length}"));
+    if let more @ 1.. = bytes.len() - len {
+        context.out.remark(format_args!("what follows ({more} more) is not looked at"));
+    }
     Ok(())
 }
 

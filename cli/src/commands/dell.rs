@@ -74,7 +74,12 @@ fn plan(title: String, steps: Vec<(IoInsn, Gprs)>) -> Plan {
         settle: Some(Quirk::from_steps("Dell SMM", Trigger::out(Width::Byte, PORT.into()), STEPS)),
         cpu: Some(0),
         // An SMI like others, and the port is the protocol's.
-        firmware: Some(Firmware { port: PORT.into(), source: "Dell's protocol".to_owned(), reserved: Vec::new() }),
+        firmware: Some(Firmware {
+            port: PORT.into(),
+            source: "Dell's protocol".to_owned(),
+            reserved: Vec::new(),
+            refusal: None,
+        }),
         ..Plan::new(title, signatures.into_iter().chain(steps).collect())
     }
 }

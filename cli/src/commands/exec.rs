@@ -86,10 +86,25 @@ pub fn run(context: &Context, arguments: &Exec) -> Result {
 /// The instruction, and the words behind it.
 fn instruction(arguments: &Exec) -> Result<(IoInsn, &[String])> {
     let Some(hex) = &arguments.hex else {
-        let (text, words) = arguments.words.split_first().ok_or_else(|| Failure::usage("an instruction is missing"))?;
-        let insn = text.to_lowercase().parse().map_err(|error| Failure::usage(format!("{text}: {error}")))?;
-        return Ok((insn, words));
+        // One word, or as many as a shell made of an instruction that was not quoted.
+        let is_register = |word: &String| word.contains('=');
+        let end = arguments.words.iter().position(is_register).unwrap_or(arguments.words.len());
+        let (text, registers) = arguments.words.split_at(end);
+        let parse = |text: &str| text.to_lowercase().parse();
+        return match (text, parse(&text.join(" "))) {
+            (_, Ok(insn)) => Ok((insn, registers)),
+            ([], _) => {
+                Err(Failure::usage(format!("{}: an instruction has to stand before it", arguments.words.join(" "))))
+            }
+            ([insn, word, ..], _) if parse(insn).is_ok() => {
+                Err(Failure::usage(format!("{word}: registers are written REG=VALUE, as in rax=0x5")))
+            }
+            (_, Err(error)) => Err(Failure::usage(format!("{}: {error}", text.join(" ")))),
+        };
     };
+    if let Some(word) = arguments.words.first().filter(|word| !word.contains('=')) {
+        return Err(Failure::usage(format!("{word}: --hex has the instruction: only registers follow, as in rax=0x5")));
+    }
     let bytes = values::bytes(hex).map_err(Failure::usage)?;
     let (insn, len) = IoInsn::decode_in(arguments.mode.into(), &bytes)
         .map_err(|error| Failure::new(Kind::Usage, format!("{hex}: {error}")))?;
@@ -129,7 +144,7 @@ fn memory(insn: IoInsn, gprs: &ioemul::Gprs, file: &Path) -> Result<Vec<u8>> {
     };
     if data.len() != len {
         let message = format!(
-            "`{insn}` moves {len} bytes with this rcx ({elements} of {}), and {} has {}",
+            "`{insn}` moves {len} bytes with this rcx ({elements} elements of {}), and {} has {}",
             insn.width.bytes(),
             file.display(),
             data.len()

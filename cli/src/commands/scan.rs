@@ -64,7 +64,13 @@ pub fn run(context: &Context, arguments: &Scan) -> Result {
         firmware: Some(firmware.clone()),
         detail: Some(detail(arguments, rest)),
         ..Plan::new(
-            format!("scan of {} SMIs, port {:#x} ({})", rest.len(), firmware.port, firmware.source),
+            format!(
+                "scan of {} SMI{}, port {:#x} ({})",
+                rest.len(),
+                if rest.len() == 1 { "" } else { "s" },
+                firmware.port,
+                firmware.source
+            ),
             steps(rest),
         )
     };

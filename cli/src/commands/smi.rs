@@ -20,9 +20,11 @@ pub fn run(context: &Context, command: &Smi) -> Result {
             let data = data.within(8, "the status port").map_err(Failure::usage)? as u8;
             let expectations = Expectation::parse_all(&expect.expect).map_err(Failure::usage)?;
             let registers = Registers::parse(registers, Gprs::default()).map_err(Failure::usage)?;
-            let firmware = context.firmware()?;
-            if !*also_acpi {
-                firmware.refuse_reserved(code.0, "--also-acpi")?;
+            let mut firmware = context.firmware()?;
+            match firmware.refuse_reserved(code.0, "--also-acpi") {
+                Err(failure) if context.globals.dry_run && !also_acpi => firmware.refusal = Some(failure.message),
+                Err(failure) if !also_acpi => return Err(failure),
+                _ => {}
             }
             let smi = Sequence::new(&firmware, code.0, data, registers, *settle).map_err(Failure::usage)?;
             send(context, firmware, smi, &expectations)
@@ -218,7 +220,7 @@ fn info(context: &Context) -> Result {
         Counter::Msr(counter) => format!("MSR 0x34 of CPU {}", counter.cpu()),
         Counter::Model(_) => "the model".to_owned(),
         Counter::None(why) | Counter::Forbidden(why) => {
-            format!("nobody counts: {why}; an SMI is recognized by how long it takes")
+            format!("nobody: {why}; an SMI is recognized by how long it takes")
         }
     };
     if context.out.json {

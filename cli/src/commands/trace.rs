@@ -268,6 +268,8 @@ fn replay(context: &Context, file: &Path, lenient: bool, command: Vec<String>) -
     }
     let mut globals = inner.globals;
     globals.on = On::Trace(file.to_owned());
+    globals.record = globals.record.or_else(|| context.globals.record.clone());
+    globals.fadt = globals.fadt.or_else(|| context.globals.fadt.clone());
     globals.json |= context.globals.json;
     globals.quiet |= context.globals.quiet;
     globals.dry_run |= context.globals.dry_run;

@@ -200,7 +200,7 @@ fn instructions() {
         ("exec --hex e4", "e4"),
         ("exec --hex eded", "one instruction"),
         ("exec --hex 0xed", "hexadecimal"),
-        ("exec --hex ed 'in al, dx'", "REG=VALUE"),
+        ("exec --hex ed 'in al, dx'", "--hex has the instruction"),
         ("exec --hex ed --mode 8", "16"),
         ("exec 'in al, dx' --mode 16", "--hex"),
         ("exec 'in al, dx' --data file", "moves no data"),

@@ -134,3 +134,23 @@ fn a_resumed_scan_is_told_and_its_log_left_as_it_is() {
     assert_eq!(plan["accesses"].as_array().unwrap().len(), 1 + 2 * 3);
     assert_eq!(dir.read("l"), lines.join("\n"));
 }
+
+/// What would be refused is planned all the same, and the reason stands beside it.
+#[test]
+fn a_refusal_is_part_of_the_plan() {
+    let dir = Dir::new();
+    let object = dir.bus("-n smi send 0xf1 --json").ok().object();
+    assert!(object["refused"].as_str().unwrap().contains("ACPI_DISABLE"), "{object}");
+    assert!(dir.bus("-n smi send 0xf1 --also-acpi --json").ok().object()["refused"].is_null());
+    write_fadt(&dir, 0);
+    let found = dir.run("-n --on hardware --fadt fadt smi send 0x42 --json");
+    found.exits(3).error("refused"); // a file that was named is not passed over
+}
+
+/// All ports in the way are named at once.
+#[test]
+fn a_wide_access_names_each_port_that_has_to_be_permitted() {
+    let dir = Dir::new();
+    let refused = dir.run("--on hardware --yes out 0xcf8.l 0").exits(3);
+    assert!(refused.stderr.contains("--allow-hazard 0xcf8-0xcfb"), "{refused:#?}");
+}

@@ -137,3 +137,19 @@ fn data_goes_over_no_trace_and_over_no_file_if_nothing_was_read() {
     dir.run("--on trace:t exec insb rdx=0x80 --data data").exits(5);
     assert_eq!(dir.read("data"), "precious");
 }
+
+/// An instruction that was not quoted is as good as one that was.
+#[test]
+fn a_shell_may_have_taken_the_instruction_apart() {
+    let dir = Dir::new();
+    let object = dir.bus("exec in eax, dx rax=0x564d5868 rcx=10 rdx=0x5658 --json").ok().object();
+    assert_eq!((&object["insn"], &object["value"]), (&"in eax, dx".into(), &"0x6".into()));
+}
+
+/// Bits of RFLAGS that never reach the CPU are not taken for given.
+#[test]
+fn of_rflags_only_the_status_flags_are_given() {
+    let dir = Dir::new();
+    dir.bus("exec 'in al, 0x71' rflags=0x2d5").exits(2).complains("0xd5");
+    dir.bus("exec 'in al, 0x71' rflags=0x8d5").ok();
+}
