@@ -77,7 +77,12 @@ impl Context {
     pub fn firmware(&self) -> Result<Firmware> {
         if let Some(file) = &self.globals.fadt {
             let fadt = Fadt::read_from(file).map_err(|error| Failure::new(Kind::Io, sentence(&error)))?;
-            return Firmware::of(&fadt, &file.display().to_string());
+            let mut firmware = Firmware::of(&fadt, &file.display().to_string())?;
+            // The file may be another machine's: what this one reserves is kept away from as well.
+            if let (true, Ok(own)) = (self.is_hardware(), Fadt::read()) {
+                firmware.reserve(&own);
+            }
+            return Ok(firmware);
         }
         match &self.globals.on {
             On::BusPc => Ok(Firmware::of_bus()),
@@ -167,7 +172,12 @@ fn cpu_model() -> Option<String> {
     ))
 }
 
-/// Whether the CPU says that it is a virtual machine's (CPUID leaf 1, ECX bit 31).
+/// Whether the CPU says that it is a virtual machine's (CPUID leaf 1, ECX bit 31), and it is not the one that has the hardware: Xen's
+/// dom0 has the bit set, and its accesses go to the real ports.
 pub fn is_virtual() -> bool {
+    let is_dom0 = fs::read_to_string("/proc/xen/capabilities").is_ok_and(|text| text.contains("control_d"));
+    if is_dom0 {
+        return false;
+    }
     cpu_info("flags").is_some_and(|flags| flags.split_ascii_whitespace().any(|flag| flag == "hypervisor"))
 }

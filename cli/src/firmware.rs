@@ -59,6 +59,15 @@ impl Firmware {
         }
     }
 
+    /// Keeps away from the codes of another FADT as well.
+    pub fn reserve(&mut self, fadt: &Fadt) {
+        for (code, name) in fadt.reserved_codes() {
+            if self.name_of(code).is_none() {
+                self.reserved.push((code, name.to_owned()));
+            }
+        }
+    }
+
     pub fn name_of(&self, code: u8) -> Option<&str> {
         self.reserved.iter().find(|(reserved, _)| *reserved == code).map(|(_, name)| &**name)
     }

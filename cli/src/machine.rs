@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::failure::{Failure, Kind, Result, sentence};
 use crate::files;
 use crate::pc;
-use crate::plan::{self, Plan};
+use crate::plan::Plan;
 use crate::values::On;
 
 /// An access that was made.
@@ -262,19 +262,11 @@ fn ask(context: &Context, plan: &Plan) -> Result {
     if context.globals.yes {
         return Ok(());
     }
-    let mut question = format!("{}, on {}", plan.title, context.machine());
-    let accesses = plan.steps.iter().map(|(insn, gprs)| {
-        let (port, registers) = (insn.port(gprs), crate::output::assignments(gprs));
-        format!("\n  {:<6} {:<14} port {port:#x}  {registers}", plan::bytes(*insn), insn.to_string())
-    });
-    const SHOWN: usize = 16;
-    match &plan.detail {
-        Some(detail) => question += &format!("\n  {detail}"),
-        None => question.extend(accesses.take(SHOWN)),
-    }
-    if let (None, more @ 1..) = (&plan.detail, plan.steps.len().saturating_sub(SHOWN)) {
-        question += &format!("\n  … and {more} more accesses");
-    }
+    let accesses = match &plan.detail {
+        Some(detail) => format!("  {detail}"),
+        None => plan.lines(context).join("\n"),
+    };
+    let question = format!("{}, on {}\n{accesses}", plan.title, context.machine());
     let refused = |why| Err(Failure::refused("confirmation", format!("{}: {why}", plan.title)));
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return refused("there is no terminal to ask on: --yes confirms it beforehand");

@@ -169,25 +169,7 @@ impl Plan {
             }));
         }
         context.out.line(format_args!("{}, on {}: nothing is done", self.title, context.globals.on))?;
-        const SHOWN: usize = 32;
-        for (insn, gprs) in self.steps.iter().take(SHOWN) {
-            context.out.line(format_args!(
-                "  {:<6} {:<14} port {:#x}",
-                bytes(*insn),
-                insn.to_string(),
-                insn.port(gprs)
-            ))?;
-            let registers = output::assignments(gprs);
-            context
-                .out
-                .line(format_args!("         {}", if registers.is_empty() { "all registers 0" } else { &registers }))?;
-            if let Some(name) = quirk(*insn, gprs) {
-                context.out.line(format_args!("         by the quirk {name:?}"))?;
-            }
-        }
-        if let more @ 1.. = self.steps.len().saturating_sub(SHOWN) {
-            context.out.line(format_args!("  … and {more} more accesses"))?;
-        }
+        self.lines(context).into_iter().try_for_each(|line| context.out.line(line))?;
         if context.is_hardware() {
             context.out.line(format_args!("  opens for reading: {}", ports.read))?;
             context.out.line(format_args!("  opens for writing: {}", ports.write))?;
@@ -200,6 +182,27 @@ impl Plan {
             Some(refusal) => context.out.line(format_args!("  would be refused: {refusal}")),
             None => Ok(()),
         }
+    }
+
+    /// The accesses, to be read by a person: each with its registers, and with what a quirk does besides.
+    pub fn lines(&self, context: &Context) -> Vec<String> {
+        const SHOWN: usize = 32;
+        let mut lines = Vec::new();
+        for (insn, gprs) in self.steps.iter().take(SHOWN) {
+            lines.push(format!("  {:<6} {:<14} port {:#x}", bytes(*insn), insn.to_string(), insn.port(gprs)));
+            let registers = output::assignments(gprs);
+            lines.push(format!("         {}", if registers.is_empty() { "all registers 0" } else { &registers }));
+            if let Some(quirk) = self.quirk_of(context, *insn, gprs) {
+                let others = quirk.accesses(*insn).skip(1).map(|access| access.to_string()).collect::<Vec<_>>();
+                let then = if others.is_empty() { String::new() } else { format!(", then {}", others.join(", ")) };
+                lines.push(format!("         by the quirk {:?}{then}", quirk.name()));
+            }
+        }
+        if let more @ 1.. = self.steps.len().saturating_sub(SHOWN) {
+            lines.push(format!("  … and {more} more accesses"));
+        }
+        lines.extend(self.further.iter().map(|access| format!("  and, as the answers want it, {access}")));
+        lines
     }
 
     fn refusal(&self, context: &Context) -> Option<String> {

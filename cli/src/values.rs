@@ -64,6 +64,9 @@ impl FromStr for Number {
             None => (text, 10),
         };
         let is_number = !digits.is_empty() && digits.chars().all(|digit| digit.is_digit(radix));
+        if radix == 10 && digits.len() > 1 && digits.starts_with('0') {
+            return Err("a leading 0 could mean octal: leave it out, or say 0x".to_owned());
+        }
         match is_number.then(|| u64::from_str_radix(digits, radix)) {
             None => Err("a value is a number, decimal or, with 0x, hexadecimal".to_owned()),
             Some(Err(_)) => Err("the value does not fit 64 bits".to_owned()),

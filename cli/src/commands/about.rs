@@ -105,6 +105,9 @@ pub fn check(context: &Context) -> Result {
         };
     }
     let cpu = context.globals.cpu.unwrap_or(0);
+    if context.globals.dry_run {
+        return context.out.line(format_args!("asks the kernel for port 0x80 and for CPU {cpu}, and gives them back"));
+    }
     let permission = IoPermission::acquire(0x80..=0x80);
     let affinity = ioemul::CpuAffinity::pin(cpu);
     let mut findings = vec![

@@ -135,10 +135,11 @@ impl Course {
         let data = values::byte_set(&arguments.data).map_err(|why| format!("--data: {why}"))?;
         let mut skipped = Vec::new();
         if arguments.also_acpi {
-            // The machine is to be left as ACPI has it.
-            let enable = firmware.acpi_enable();
-            codes.retain(|code| Some(*code) != enable);
-            codes.extend(enable);
+            // The machine is to be left as ACPI has it, and not to be without for longer than one SMI.
+            let last = ["ACPI_DISABLE", "ACPI_ENABLE"];
+            let place = |code: &u8| firmware.name_of(*code).and_then(|name| last.iter().position(|last| *last == name));
+            codes.extend(firmware.acpi_enable().filter(|enable| !codes.contains(enable)));
+            codes.sort_by_key(|code| place(code).map_or(0, |place| place + 1));
         } else {
             skipped.extend(firmware.reserved.iter().filter(|(code, _)| codes.contains(code)).cloned());
             codes.retain(|code| firmware.name_of(*code).is_none());
